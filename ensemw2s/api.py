@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemw2s.config import ExperimentConfig
-from ensemw2s.engine.tasks import ProgressEvent
+from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import RunDirectoryError, UserError
 from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import absolute_paths, config_from_mapping, load_config
@@ -62,13 +62,19 @@ def as_config(config: ExperimentConfig | str | Path, overrides: Sequence[str] = 
     return load_config(config, list(overrides))
 
 
-def run(config: ExperimentConfig | str | Path, *overrides: str, progress: Show = _quiet) -> RunResult:
+def run(
+    config: ExperimentConfig | str | Path,
+    *overrides: str,
+    progress: Show = _quiet,
+    until: Until = "results",
+) -> RunResult:
     """Run the whole pipeline, or continue it, or return at once where it is finished.
 
     Args:
         config: configuration, or the path of a YAML file.
         overrides: ``key=value``, as on the command line.
         progress: receives progress events.
+        until: "labels" ends when the ensemble has labelled hard_train, with ``results == {}``.
 
     Raises:
         UserError: something that the user gave cannot be used; nothing was written because of it.
@@ -80,6 +86,8 @@ def run(config: ExperimentConfig | str | Path, *overrides: str, progress: Show =
     store = check_directory(config)
     if store.exists and store.done("report") is not None and store.done("results") is not None:
         return RunResult(store.folder, read_results(store.folder), ran=False)
+    if until == "labels" and store.exists and store.done("labels-ensemble") is not None:
+        return RunResult(store.folder, {}, ran=False)
     from ensemw2s.engine.estimate import estimate, peak_disk
     from ensemw2s.engine.prepare import begin_run, prepare
 
@@ -90,14 +98,14 @@ def run(config: ExperimentConfig | str | Path, *overrides: str, progress: Show =
         with _context(prepared.absolute, store.folder, progress) as ctx:
             from ensemw2s.engine.pipeline import Pipeline
 
-            results = Pipeline(ctx, _local_executor(ctx)).run()
+            results = Pipeline(ctx, _local_executor(ctx)).run(until)
     else:
         from ensemw2s.cluster.runner import check_cluster, ray_session, run_on_ray
 
         with ray_session(config):
             plan, threads = check_cluster(config)
             begin_run(prepared, store, needed)
-            results = run_on_ray(prepared, plan, threads, progress)
+            results = run_on_ray(prepared, plan, threads, progress, until)
     return RunResult(store.folder, results, ran=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ensemw2s.cluster.placement import SupervisorPlan
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.pool import Pending, SupervisorPool
-from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
+from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome, Until
 from ensemw2s.errors import EnsemW2SError, ResourceError, WorkerFailure
 
 REPORT_EVERY_SECONDS = 0.5
@@ -139,10 +139,12 @@ class RayExecutor:
         finally:
             pool.close()
 
-    def train_student(self, task: StudentTask) -> TrainOutcome:
+    def train_students(self, tasks: Sequence[StudentTask], scratch: Path) -> Iterator[TrainOutcome]:
         from ensemw2s.cluster.strong import train_with_deepspeed
 
-        return train_with_deepspeed(self._config, self._run_dir, task, self._threads[1], self._coordinator)
+        yield from train_with_deepspeed(
+            self._config, self._run_dir, tasks, scratch, self._threads[1], self._coordinator
+        )
 
 
 class CoordinatorActor:
@@ -165,8 +167,8 @@ class CoordinatorActor:
         with self._guard:
             return self._events[since:]
 
-    def run(self, own: Any) -> dict[str, Any]:
-        """The whole pipeline; `own` is this actor's handle, for the workers' progress."""
+    def run(self, own: Any, until: Until = "results") -> dict[str, Any]:
+        """The pipeline; `own` is this actor's handle, for the workers' progress."""
         from ensemw2s.engine.context import RunContext
         from ensemw2s.engine.pipeline import Pipeline
         from ensemw2s.runs.store import RunStore
@@ -176,7 +178,7 @@ class CoordinatorActor:
         try:
             ctx = RunContext(self._config, store, self.note)
             executor = RayExecutor(self._config, self._run_dir, self._plan, self._threads, own)
-            return Pipeline(ctx, executor).run()
+            return Pipeline(ctx, executor).run(until)
         finally:
             store.unlock()
 

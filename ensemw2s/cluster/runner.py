@@ -12,7 +12,7 @@ from ensemw2s.cluster.address import why_unreachable
 from ensemw2s.cluster.placement import SupervisorPlan, check_fits, plan_supervisors, threads_per_process
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.prepare import Prepared
-from ensemw2s.engine.tasks import ProgressEvent
+from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import ResourceError, WorkerFailure
 
 POLL_SECONDS = 0.5
@@ -102,7 +102,11 @@ def check_cluster(config: ExperimentConfig) -> tuple[SupervisorPlan, tuple[int, 
 
 
 def run_on_ray(
-    prepared: Prepared, plan: SupervisorPlan, threads: tuple[int, int], show: Callable[[ProgressEvent], None]
+    prepared: Prepared,
+    plan: SupervisorPlan,
+    threads: tuple[int, int],
+    show: Callable[[ProgressEvent], None],
+    until: Until = "results",
 ) -> dict[str, Any]:
     """Run the pipeline in a coordinator actor and show its progress; returns the results."""
     import ray
@@ -115,7 +119,7 @@ def run_on_ray(
         .options(num_cpus=0, max_concurrency=4)
         .remote(prepared.absolute, prepared.run_dir, plan, threads)
     )
-    running = coordinator.run.remote(coordinator)
+    running = coordinator.run.remote(coordinator, until)
     seen = 0
     try:
         while True:

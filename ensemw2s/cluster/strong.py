@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,50 @@ from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
 from ensemw2s.errors import EnsemW2SError, WorkerFailure
 
 OUTCOME = "training.json"
+TASK = "task.txt"
 
 
 def train_with_deepspeed(
-    config: ExperimentConfig, run_dir: Path, task: StudentTask, threads: int, coordinator: Any
-) -> TrainOutcome:
-    """Fine-tune the strong model on Ray Train workers and write it to ``task.output``.
+    config: ExperimentConfig,
+    run_dir: Path,
+    tasks: Sequence[StudentTask],
+    scratch: Path,
+    threads: int,
+    coordinator: Any,
+) -> Iterator[TrainOutcome]:
+    """Fine-tune the strong model on Ray Train workers, once a task; an outcome when ``task.output`` is in place.
 
-    Checkpoints lie in ``task.scratch``; the same call after a crash goes on from the latest.
+    One group of workers trains them one after another. Checkpoints lie in ``scratch``, finished weights in the tasks'
+    own scratch folders; the same call after a crash goes on from there.
 
     Raises:
         WorkerFailure: the workers died more often than runtime.max_failures allows.
     """
+    for attempt in range(2):
+        unfinished = [task for task in tasks if not (finished_folder(task) / OUTCOME).is_file()]
+        if not unfinished:
+            break
+        if attempt == 1:
+            # Ray Train holds this name for finished, but weights are missing: train them anew.
+            shutil.rmtree(scratch, ignore_errors=True)
+        _fit(config, run_dir, unfinished, scratch, threads, coordinator)
+    for task in tasks:
+        yield _collect(task)
+
+
+def finished_folder(task: StudentTask) -> Path:
+    """Where the workers leave a student's weights and, last, its outcome."""
+    return task.scratch / "finished"
+
+
+def _fit(
+    config: ExperimentConfig,
+    run_dir: Path,
+    tasks: list[StudentTask],
+    scratch: Path,
+    threads: int,
+    coordinator: Any,
+) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -37,40 +71,45 @@ def train_with_deepspeed(
     payload = {
         "config": config,
         "run_dir": run_dir,
-        "task": task,
+        "tasks": tasks,
         "threads": threads,
         "coordinator": coordinator,
     }
-    outcome_file = task.output / OUTCOME
-    for attempt in range(2):
-        trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config=payload,
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=runtime.strong_workers, use_gpu=use_gpu, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name=f"student-{task.name}",
-                storage_path=str(task.scratch),
-                failure_config=FailureConfig(max_failures=runtime.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config=payload,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=runtime.strong_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=scratch.name,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=runtime.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        names = ", ".join(task.name for task in tasks)
+        raise _user_error(error) or WorkerFailure(
+            f"training the strong model ({names}) failed: {_last_line(error)}; "
+            "run the same command to continue from its last checkpoint"
+        ) from error
+
+
+def _collect(task: StudentTask) -> TrainOutcome:
+    """Move a student's weights to where its stage wants them."""
+    folder = finished_folder(task)
+    if not (folder / OUTCOME).is_file():
+        raise WorkerFailure(
+            f"the workers ended without the weights of student {task.name}: run the same command again"
         )
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise _user_error(error) or WorkerFailure(
-                f"training the strong model ({task.name}) failed: {_last_line(error)}; "
-                "run the same command to continue from its last checkpoint"
-            ) from error
-        if outcome_file.is_file():
-            break
-        # Ray Train holds this name for finished, but the weights were not committed: train it anew.
-        if attempt == 0:
-            shutil.rmtree(task.scratch, ignore_errors=True)
-    outcome = TrainOutcome(**json.loads(outcome_file.read_text(encoding="utf-8")))
-    outcome_file.unlink()
+    outcome = TrainOutcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
+    (folder / OUTCOME).unlink()
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(folder, task.output)
     return outcome
 
 
@@ -82,6 +121,32 @@ def uses_gpu(config: ExperimentConfig) -> bool:
 
 
 def _train_worker(payload: dict[str, Any]) -> None:
+    """One rank: train what is not finished yet, one task after another."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from ensemw2s.models.device import set_threads
+    from ensemw2s.training.checkpoint import verify
+    from ensemw2s.training.deepspeed import choose_accelerator
+
+    choose_accelerator(get_device().type)
+    set_threads(payload["threads"])
+    latest = ray.train.get_checkpoint()
+    for task in payload["tasks"]:
+        if (finished_folder(task) / OUTCOME).is_file():
+            continue
+        if latest is None:
+            _train_one(payload, task, None)
+        else:
+            with latest.as_directory() as folder:
+                verify(Path(folder), ray.train.get_context().get_world_size())
+                own = (Path(folder) / TASK).read_text(encoding="utf-8") == task.name
+                _train_one(payload, task, Path(folder) if own else None)
+        torch.distributed.barrier()
+
+
+def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) -> None:
     """One rank: build the model and the plan, restore, train, write the weights (rank 0)."""
     import ray.train
     import torch
@@ -91,20 +156,17 @@ def _train_worker(payload: dict[str, Any]) -> None:
     from ensemw2s.engine.bases import converted, training_flops
     from ensemw2s.engine.encoded import EncodedSplits
     from ensemw2s.engine.students import student_training_set
-    from ensemw2s.models.device import describe_device, resolve_dtype, set_threads
+    from ensemw2s.models.device import describe_device, resolve_dtype
     from ensemw2s.models.loading import load_model, load_tokenizer
     from ensemw2s.models.storage import save_model
-    from ensemw2s.training.checkpoint import seal, verify
-    from ensemw2s.training.deepspeed import DeepSpeedBackend, choose_accelerator
+    from ensemw2s.training.checkpoint import seal
+    from ensemw2s.training.deepspeed import DeepSpeedBackend
     from ensemw2s.training.loop import fit
     from ensemw2s.training.plan import BatchPlan
 
     config: ExperimentConfig = payload["config"]
-    task: StudentTask = payload["task"]
     model_config, training = converted(payload["run_dir"], config.strong.model), config.strong.training
     device = get_device()
-    choose_accelerator(device.type)
-    set_threads(payload["threads"])
     report_progress = RemoteReport(payload["coordinator"])
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
 
@@ -122,40 +184,33 @@ def _train_worker(payload: dict[str, Any]) -> None:
     def checkpoint(step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             backend.save(Path(folder), state)
+            (Path(folder) / TASK).write_text(task.name, encoding="utf-8")
             seal(Path(folder), step, rank)
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def train(resume: Path | None) -> Any:
-        return fit(
-            backend,
-            data,
-            training,
-            seed=task.seed,
-            pad_id=int(tokenizer.eos_token_id),
-            resume=resume,
-            checkpoint=checkpoint,
-            checkpoint_steps=config.runtime.checkpoint_steps,
-            progress=lambda done, total, loss: report_progress(
-                ProgressEvent(f"student {task.name}", done, total, f"loss {loss:.3f}")
-            ),
-        )
-
-    latest = ray.train.get_checkpoint()
-    if latest is None:
-        report = train(None)
-    else:
-        with latest.as_directory() as folder:
-            verify(Path(folder), world_size)
-            report = train(Path(folder))
-
+    report = fit(
+        backend,
+        data,
+        training,
+        seed=task.seed,
+        pad_id=int(tokenizer.eos_token_id),
+        resume=resume,
+        checkpoint=checkpoint,
+        checkpoint_steps=config.runtime.checkpoint_steps,
+        progress=lambda done, total, loss: report_progress(
+            ProgressEvent(f"student {task.name}", done, total, f"loss {loss:.3f}")
+        ),
+    )
     all_tokens = backend.sum_over_workers(float(report.tokens))
     with backend.gathered():
         if rank == 0:
             module = backend.engine.module
             if bf16 and model_config.lora is None:
                 module.to(torch.bfloat16)
-            task.output.parent.mkdir(parents=True, exist_ok=True)
-            save_model(module, tokenizer, task.output, base=model_config)
+            folder = finished_folder(task)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            save_model(module, tokenizer, folder, base=model_config)
     if rank == 0:
         tokens = int(all_tokens)
         outcome = TrainOutcome(
@@ -166,8 +221,8 @@ def _train_worker(payload: dict[str, Any]) -> None:
             report.steps,
             report.losses,
         )
-        (task.output / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-    torch.distributed.barrier()
+        (finished_folder(task) / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    backend.close()
 
 
 def _user_error(error: BaseException) -> EnsemW2SError | None:

@@ -6,6 +6,7 @@ and test truth is joined with the answers in the last stage only.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ensemw2s.engine.checks import check_ceiling, check_labels
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import Executor, SupervisorPool
 from ensemw2s.engine.results import build_results, write_results
-from ensemw2s.engine.tasks import ModelRef, StudentTask, cost
+from ensemw2s.engine.tasks import ModelRef, StudentTask, Until, cost
 
 TEACHERS = ("single", "ensemble")
 
@@ -43,8 +44,8 @@ class Pipeline:
     def __init__(self, ctx: RunContext, executor: Executor) -> None:
         self._ctx, self._executor = ctx, executor
 
-    def run(self) -> dict[str, Any]:
-        """Run what is not committed yet; returns the results.
+    def run(self, until: Until = "results") -> dict[str, Any]:
+        """Run what is not committed yet; returns the results, or {} where it ends with the labels.
 
         Raises:
             UserError: the settings cannot give a result (no useful member, diverged training, no labels).
@@ -55,6 +56,8 @@ class Pipeline:
             ensemble = kept_ensemble(ctx, records)
             selected = self._select(pool, ensemble)
             self._labels(pool, ensemble.first(1), ensemble.first(selected))
+            if until == "labels":
+                return {}
             self._baselines(pool)
             for t in range(1, len(ensemble.refs) + 1):
                 ensure_ensemble_answers(ctx, pool, ensemble.first(t), ctx.test_splits)
@@ -141,32 +144,33 @@ class Pipeline:
     # -- students --------------------------------------------------------------------------------------------
 
     def _students(self, names: tuple[str, ...]) -> None:
+        """Train a group of students; on Ray they share one group of workers, which is slow to start."""
         ctx = self._ctx
+        tasks: list[StudentTask] = []
+        twins: list[str] = []
         for name in names:
             stage = f"student-{name}"
             if ctx.store.done(stage) is not None:
                 continue
             split, labels = self._teaching(name)
             if name == "ensemble" and labels == self._teaching("single")[1]:
-                # Same questions, labels, start and seed: the same student.
-                ctx.store.begin(stage)
-                ctx.commit(stage, {"same_as": "single", "cost": cost(0.0, 0, 0.0, "cpu")})
+                twins.append(stage)
                 continue
-            folder = f"students/{name}"
-            task = StudentTask(
-                name,
-                split,
-                labels,
-                ctx.config.seed,
-                ctx.store.begin(stage) / folder,
-                ctx.store.scratch(stage),
-            )
-            outcome = self._executor.train_student(task)
+            output = ctx.store.begin(stage) / "students" / name
+            tasks.append(StudentTask(name, split, labels, ctx.config.seed, output, ctx.store.scratch(stage)))
+        shared = ctx.store.scratch("students-" + "-".join(names))
+        for task, outcome in zip(tasks, self._executor.train_students(tasks, shared), strict=True):
             spent = cost(outcome.seconds, outcome.tokens, outcome.flops, outcome.device)
             losses = [round(x, 6) for x in outcome.losses]
             ctx.commit(
-                stage, {"steps": outcome.steps, "losses": losses, "samples": _count(labels), "cost": spent}
+                f"student-{task.name}",
+                {"steps": outcome.steps, "losses": losses, "samples": _count(task.labels), "cost": spent},
             )
+        for stage in twins:
+            # Same questions, labels, start and seed: the same student.
+            ctx.store.begin(stage)
+            ctx.commit(stage, {"same_as": "single", "cost": cost(0.0, 0, 0.0, "cpu")})
+        shutil.rmtree(shared, ignore_errors=True)
 
     def _teaching(self, name: str) -> tuple[str, tuple[int | str | None, ...]]:
         """The split that a student learns from, and its labels."""

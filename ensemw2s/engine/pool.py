@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,13 @@ class Executor(Protocol):
     def supervisors(self) -> AbstractContextManager[SupervisorPool]:
         """Supervisors for the duration of the context; their devices are free again after it."""
 
-    def train_student(self, task: StudentTask) -> TrainOutcome:
-        """Fine-tune the strong model and write it to ``task.output``."""
+    def train_students(self, tasks: Sequence[StudentTask], scratch: Path) -> Iterator[TrainOutcome]:
+        """Fine-tune the strong model once a task and write it to ``task.output``; an outcome when each is written.
+
+        Args:
+            tasks: those of a group that are not committed yet, in order.
+            scratch: folder for what the group shares; the same call after a crash goes on from it.
+        """
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,6 @@ class LocalExecutor:
         """The supervisor of this process."""
         return LocalPool(self._supervisor)
 
-    def train_student(self, task: StudentTask) -> TrainOutcome:
-        outcome: TrainOutcome = self._supervisor().train_student(task)
-        return outcome
+    def train_students(self, tasks: Sequence[StudentTask], scratch: Path) -> Iterator[TrainOutcome]:
+        for task in tasks:
+            yield self._supervisor().train_student(task)

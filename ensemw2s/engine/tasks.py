@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 Side = Literal["weak", "strong"]
+Until = Literal["labels", "results"]
+"""how far a run goes: to the pseudo-labels, or to the end"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ deepspeed is imported inside functions: it probes compilers and accelerators whe
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ class DeepSpeedBackend:
         )
         self.model = self.engine
         self.device = torch.device(self.engine.device)
+
+    def close(self) -> None:
+        """Free the engine, so that the same process can train another model."""
+        self.engine.destroy()
+        self.engine = self.model = self.optimizer = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def stage(self) -> int:
