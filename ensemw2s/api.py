@@ -97,8 +97,12 @@ def run(
         begin_run(prepared, store, needed)
         with _context(prepared.absolute, store.folder, progress) as ctx:
             from ensemw2s.engine.pipeline import Pipeline
+            from ensemw2s.engine.sharing import share
+            from ensemw2s.models.device import pick_device
 
-            results = Pipeline(ctx, _local_executor(ctx)).run(until)
+            device = pick_device(config.runtime.device)
+            executor = share(_local_executor(ctx), ctx.config, ctx.store, device, ctx.say)
+            results = Pipeline(ctx, executor).run(until)
     else:
         from ensemw2s.cluster.runner import check_cluster, ray_session, run_on_ray
 

@@ -171,13 +171,16 @@ class CoordinatorActor:
         """The pipeline; `own` is this actor's handle, for the workers' progress."""
         from ensemw2s.engine.context import RunContext
         from ensemw2s.engine.pipeline import Pipeline
+        from ensemw2s.engine.sharing import share
         from ensemw2s.runs.store import RunStore
 
         store = RunStore(self._run_dir)
         store.lock()
         try:
             ctx = RunContext(self._config, store, self.note)
-            executor = RayExecutor(self._config, self._run_dir, self._plan, self._threads, own)
+            on_ray = RayExecutor(self._config, self._run_dir, self._plan, self._threads, own)
+            device = "cuda" if self._plan.gpus > 0 and self._config.runtime.device != "cpu" else "cpu"
+            executor = share(on_ray, self._config, store, device, ctx.say)
             return Pipeline(ctx, executor).run(until)
         finally:
             store.unlock()

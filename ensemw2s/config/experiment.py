@@ -11,7 +11,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ensemw2s.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from ensemw2s.config.data import DataConfig
@@ -146,6 +146,10 @@ class RuntimeConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         2, description="restarts of a died worker before the run stops"
     )
+    cache: str | None = Field(
+        None,
+        description="folder in which runs share equal work (trained members and students, scores); default: none",
+    )
 
 
 class ExperimentConfig(Section):
@@ -165,6 +169,16 @@ class ExperimentConfig(Section):
     vote: VoteConfig = VoteConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("runs_dir")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        # Commits rely on renames and file locks, which object stores lack.
+        scheme, separator, rest = value.partition("://")
+        if separator:
+            advice = f"write {rest!r}" if scheme == "file" else "mount it, or use storage that all nodes mount"
+            raise ValueError(f"{value!r} is a URI, and a run directory is a folder of a file system: {advice}")
+        return value
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ExperimentConfig:

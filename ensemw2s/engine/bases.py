@@ -7,9 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from ensemw2s.config import ExperimentConfig, ModelConfig
+from ensemw2s.engine.keys import pretrained_key
 from ensemw2s.models.facts import flops_per_token, inspect_model
 from ensemw2s.models.sources import resolve_source
 from ensemw2s.models.storage import convert_model
+from ensemw2s.runs.cache import ResultCache, content_key, link_tree
 from ensemw2s.runs.store import RunStore
 
 
@@ -55,5 +57,19 @@ def convert_bases(config: ExperimentConfig, store: RunStore) -> None:
         if store.done(stage) is None:
             target = store.begin(stage) / _folder(model)
             target.parent.mkdir(parents=True)
-            convert_model(model.model_copy(update={"drop_layers": None, "keep_layers": None}), target)
+            _convert(model.model_copy(update={"drop_layers": None, "keep_layers": None}), target, config)
             store.commit(stage, {"model": model.path})
+
+
+def _convert(whole: ModelConfig, target: Path, config: ExperimentConfig) -> None:
+    if config.runtime.cache is None:
+        convert_model(whole, target)
+        return
+    cache = ResultCache(Path(config.runtime.cache))
+    key = content_key({"work": "base", "model": pretrained_key(whole.model_copy(update={"lora": None}))})
+    entry = cache.get(key)
+    if entry is not None and entry.files is not None:
+        link_tree(entry.files, target)
+    else:
+        convert_model(whole, target)
+        cache.put(key, {}, files=target)

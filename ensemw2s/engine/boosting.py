@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,16 @@ class Boosting:
     Args:
         ctx: the run.
         pool: supervisors.
+        after_round: called with the attempts so far when a member was kept; also for members that are there already.
     """
 
-    def __init__(self, ctx: RunContext, pool: SupervisorPool) -> None:
-        self._ctx, self._pool = ctx, pool
+    def __init__(
+        self,
+        ctx: RunContext,
+        pool: SupervisorPool,
+        after_round: Callable[[list[MemberRecord]], None] = lambda so_far: None,
+    ) -> None:
+        self._ctx, self._pool, self._after_round = ctx, pool, after_round
         self._config = ctx.config.boosting
         self._train = ctx.splits["easy_train"]
         self._units = build_units(self._config, self._train)
@@ -97,10 +104,14 @@ class Boosting:
         """
         records = load_records(self._ctx)
         state = self._load_state(len(records))
+        for n, before in enumerate(records, start=1):
+            if before.kept:
+                self._after_round(records[:n])
         while len(state.alphas) < self._config.rounds and not _stopped(records):
             record, state = self._attempt(len(records), state)
             records.append(record)
             if record.kept:
+                self._after_round(records)
                 self._submit_votes(record)
         for record in records:
             if record.kept:

@@ -28,7 +28,7 @@ from ensemw2s.engine.checks import check_ceiling, check_labels
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import Executor, SupervisorPool
 from ensemw2s.engine.results import build_results, write_results
-from ensemw2s.engine.tasks import ModelRef, StudentTask, Until, cost
+from ensemw2s.engine.tasks import ModelRef, ProgressEvent, StudentTask, Until, cost
 
 TEACHERS = ("single", "ensemble")
 
@@ -52,7 +52,7 @@ class Pipeline:
         """
         ctx = self._ctx
         with self._executor.supervisors() as pool:
-            records = Boosting(ctx, pool).run()
+            records = Boosting(ctx, pool, lambda so_far: self._after_round(pool, so_far)).run()
             ensemble = kept_ensemble(ctx, records)
             selected = self._select(pool, ensemble)
             self._labels(pool, ensemble.first(1), ensemble.first(selected))
@@ -70,6 +70,26 @@ class Pipeline:
             self._score_students(pool, TEACHERS)
         return self._results(records, ensemble, selected)
 
+    def _after_round(self, pool: SupervisorPool, records: list[MemberRecord]) -> None:
+        """Say how well the members so far label easy_val."""
+        ctx = self._ctx
+        ensemble = kept_ensemble(ctx, records)
+        last = records[-1]
+        if ctx.multiple_choice:
+            ensure_model_answers(
+                ctx, pool, ensemble.refs[-1], ensemble.systems[-1], ["easy_val"], last.attempt
+            )
+        ensure_ensemble_answers(ctx, pool, ensemble, ["easy_val"])
+        accuracy = self._accuracy(ensemble)
+        text = f"round {last.round}: {len(ensemble.refs)} member(s) have {accuracy:.1%} of easy_val right"
+        metrics = {"round": float(last.round), "easy_val_accuracy": accuracy}
+        ctx.report(ProgressEvent(text, 0, 0, metrics=metrics))
+
+    def _accuracy(self, ensemble: Ensemble) -> float:
+        """Share of easy_val that an ensemble has right."""
+        data = self._ctx.splits["easy_val"].samples
+        return float(correct(data, ensemble_answers(self._ctx, ensemble, "easy_val")).mean())
+
     # -- vote ------------------------------------------------------------------------------------------------
 
     def _select(self, pool: SupervisorPool, ensemble: Ensemble) -> int:
@@ -78,13 +98,10 @@ class Pipeline:
         rule = ctx.config.vote.rounds
         stage = ctx.store.done("select")
         if stage is None:
-            data = ctx.splits["easy_val"].samples
             scores = []
             for t in range(1, len(ensemble.refs) + 1):
                 ensure_ensemble_answers(ctx, pool, ensemble.first(t), ["easy_val"])
-                scores.append(
-                    float(correct(data, ensemble_answers(ctx, ensemble.first(t), "easy_val")).mean())
-                )
+                scores.append(self._accuracy(ensemble.first(t)))
             selected = len(scores)
             if rule == "validation":
                 selected = int(np.argmax(scores)) + 1

@@ -122,12 +122,13 @@ class TopK:
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One line of progress: `done` of `total` units of `task`; `detail` is free text."""
+    """One line of progress: `done` of `total` units of `task`; `detail` is free text; `metrics` has numbers by name."""
 
     task: str
     done: int
     total: int
     detail: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def cost(seconds: float, tokens: int, flops: float, device: str) -> dict[str, Any]:

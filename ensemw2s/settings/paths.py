@@ -9,16 +9,25 @@ from ensemw2s.config import ExperimentConfig, FileSource, HubSource, ModelConfig
 
 
 def absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """A copy in which every local path is absolute: data files, local data sets and models, and ``runs_dir``.
+    """A copy in which every local path is absolute: data files, local data sets and models,
+    ``runs_dir`` and ``runtime.cache``.
 
     Ray Train and Ray jobs run in directories of their own. Names that are no existing file or folder (hub
     ids, ``package:NAME``) stay as they are. The copy has another identity than ``config``: execute with the
     copy, store and compare with the original.
     """
-    runs_dir = str(pathlib.Path(config.runs_dir).expanduser().absolute())
+    runtime = config.runtime
+    if runtime.cache is not None:
+        runtime = runtime.model_copy(update={"cache": _anywhere(runtime.cache)})
+    placed = {"runs_dir": _anywhere(config.runs_dir), "runtime": runtime}
     return config.model_copy(
-        update={name: _rebase(value) for name, value in _fields(config).items()} | {"runs_dir": runs_dir}
+        update={name: _rebase(value) for name, value in _fields(config).items()} | placed
     )
+
+
+def _anywhere(text: str) -> str:
+    """Absolute, whether it exists or not."""
+    return str(pathlib.Path(text).expanduser().absolute())
 
 
 def _fields(section: Section) -> dict[str, Any]:

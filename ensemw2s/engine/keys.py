@@ -1,0 +1,111 @@
+"""Keys of pieces of work: what each is computed from, hashed.
+
+The pretrained weights, the training settings, the split's content, the drawn rows and weights, the seed and the kind of
+device count; names, folders and placement do not.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.config import ExperimentConfig, ModelConfig
+from ensemw2s.engine.tasks import MemberTask, ModelRef, StudentTask
+from ensemw2s.models.sources import resolve_source
+from ensemw2s.runs.cache import content_key
+from ensemw2s.runs.store import file_hash
+
+WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")
+
+
+@lru_cache(maxsize=256)
+def _hash_unchanged(path: Path, size: int, modified: int) -> str:
+    return file_hash(path)
+
+
+def _hash_file(path: Path) -> str:
+    status = path.stat()
+    return _hash_unchanged(path, status.st_size, status.st_mtime_ns)
+
+
+def pretrained_key(model: ModelConfig) -> str:
+    """Hash of a pretrained model: the content of local files, the name and revision on the hub, and how it is loaded."""
+    source = resolve_source(model)
+    if not source.local:
+        content: Any = [source.path, source.revision or "main"]
+    elif source.gguf_file:
+        content = _hash_file(Path(source.path) / source.gguf_file)
+    else:
+        content = _folder_content(Path(source.path))
+    how = model.model_dump(mode="json", exclude={"path", "label", "revision", "gguf_file"})
+    return content_key({"content": content, "how": how})
+
+
+def _folder_content(folder: Path) -> dict[str, str]:
+    files = {p for pattern in WEIGHTS for p in folder.glob(pattern) if p.is_file()}
+    return {p.name: _hash_file(p) for p in sorted(files)}
+
+
+class WorkKeys:
+    """Keys of the pieces of work of one run.
+
+    Args:
+        config: with absolute paths.
+        run_dir: its splits are committed.
+        device: kind of device that the work runs on (cpu or cuda): it decides the dtype.
+    """
+
+    def __init__(self, config: ExperimentConfig, run_dir: Path, device: str) -> None:
+        self._config, self._run_dir, self._device = config, run_dir, device
+
+    def _split(self, name: str) -> list[Any]:
+        data = self._config.data
+        encoding = [data.prompt, data.max_length, data.too_long, data.add_bos]
+        return [_hash_file(self._run_dir / "splits" / f"{name}.parquet"), encoding]
+
+    def _model(self, ref: ModelRef) -> str:
+        model = self._config.weak.models[ref.index] if ref.side == "weak" else self._config.strong.model
+        pretrained = pretrained_key(model)
+        if ref.folder is None:
+            return pretrained
+        # The other files of a fine-tuned model say where its base lies and which run trained it.
+        weights = {p.name: _hash_file(p) for p in sorted(ref.folder.glob("*.safetensors"))}
+        return content_key({"base": pretrained, "tuned": weights})
+
+    def member(self, task: MemberTask) -> str:
+        """Key of a member's training."""
+        return content_key(
+            {
+                "work": "member",
+                "device": self._device,
+                "model": self._model(ModelRef("weak", task.index)),
+                "training": self._config.weak.training.model_dump(mode="json"),
+                "epochs": task.epochs,
+                "split": self._split("easy_train"),
+                "seed": task.seed,
+                "rows": task.rows,
+                "weights": task.weights,
+                "denominators": task.denominators,
+            }
+        )
+
+    def student(self, task: StudentTask) -> str:
+        """Key of a student's training."""
+        return content_key(
+            {
+                "work": "student",
+                "device": self._device,
+                "model": self._model(ModelRef("strong")),
+                "training": self._config.strong.training.model_dump(mode="json"),
+                "split": self._split(task.split),
+                "seed": task.seed,
+                "labels": list(task.labels),
+            }
+        )
+
+    def scores(self, method: str, ref: ModelRef, split: str) -> str:
+        """Key of the scores of a split."""
+        return content_key(
+            {"work": method, "device": self._device, "model": self._model(ref), "split": self._split(split)}
+        )
