@@ -1,0 +1,340 @@
+"""Losses by name: options, a user's own, the confidence loss, and independence of the micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ensemw2s.config import ModelConfig
+from ensemw2s.errors import ConfigError
+from ensemw2s.models.loading import load_model
+from ensemw2s.training.loop import collate
+from ensemw2s.training.losses import (
+    LOSSES,
+    BatchState,
+    SoftTargets,
+    Targets,
+    TokenLoss,
+    make_loss,
+    prepare_batch,
+)
+from ensemw2s.training.losses.confidence import class_thresholds, top_threshold
+from ensemw2s.training.plan import MicroBatch, TrainingSet
+
+V = 5
+
+
+def targets_of(labels: list[int], **more: Any) -> Targets:
+    return Targets(torch.tensor(labels), more.pop("weights", torch.ones(len(labels))), **more)
+
+
+def binary(p1: list[float]) -> torch.Tensor:
+    """Logits of two classes with these probabilities of class 1."""
+    p = torch.tensor(p1, dtype=torch.float64)
+    return torch.stack([1 - p, p], -1).log().requires_grad_()
+
+
+def own_loss(logits: torch.Tensor, targets: Targets, scale: float = 1.0) -> torch.Tensor:
+    return scale * (logits.logsumexp(-1) - logits.gather(-1, targets.labels.unsqueeze(-1)).squeeze(-1))
+
+
+def reduced_loss(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    return own_loss(logits, targets).mean()
+
+
+class OwnClass(TokenLoss):
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+    def __call__(self, logits: torch.Tensor, targets: Targets, state: BatchState) -> torch.Tensor:
+        return own_loss(logits, targets) ** self.power
+
+
+not_a_function = 3
+
+
+class TestRegistry:
+    def test_names_and_what_they_need(self) -> None:
+        needs = {name: (sorted(kind.needs), kind.whole_batch) for name, kind in LOSSES.items()}
+        assert needs == {
+            "cross_entropy": ([], False),
+            "soft_cross_entropy": (["soft"], False),
+            "uncertainty_smoothing": (["uncertainty"], False),
+            "product_of_experts": (["soft"], False),
+            "confidence": ([], True),
+        }
+
+    @pytest.mark.parametrize(
+        ("name", "options", "message"),
+        [
+            ("crossentropy", {}, "loss must be one of cross_entropy, .* got 'crossentropy'"),
+            ("cross_entropy", {"scale": 1}, "no option 'scale'; its options: none"),
+            ("confidence", {"alpha": 1}, "its options: alpha_max, classes, hardened, warmup"),
+            ("confidence", {"alpha_max": 1.5}, r"alpha_max must lie in \[0, 1\], got 1.5"),
+            ("confidence", {"classes": (3,)}, "at least two different"),
+            ("confidence", {"classes": (3, 3)}, "at least two different"),
+            ("soft_cross_entropy", {"remainder": "drop"}, "bucket, spread, renormalize"),
+            ("uncertainty_smoothing", {"low": 0.5, "high": 0.1}, "low <= high"),
+            ("product_of_experts", {"weak": -1.0}, "not negative"),
+            ("no_such_module:f", {}, "cannot import no_such_module .*PYTHONPATH"),
+            ("ensemw2s.errors:nothing", {}, "has no 'nothing'"),
+            ("ensemw2s.errors:", {}, "package.module:function"),
+            (":f", {}, "package.module:function"),
+            ("ensemw2s.core.boosting:UNIT_KINDS", {}, "a tuple, not a function"),
+            (
+                "ensemw2s.core.boosting:weighted_error",
+                {"scale": 2.0},
+                "must take .logits, targets. and the options",
+            ),
+        ],
+    )
+    def test_refuses_in_one_line(self, name: str, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as error:
+            make_loss(name, options)
+        assert "\n" not in str(error.value)
+
+    @pytest.fixture
+    def own(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        """The name of a module that holds the functions above."""
+        import sys
+
+        monkeypatch.setitem(sys.modules, "somebodys.losses", sys.modules[__name__])
+        return "somebodys.losses"
+
+    def test_a_users_function(self, own: str) -> None:
+        logits, targets = torch.randn(3, V), targets_of([0, 1, 2])
+        ours = make_loss(f"{own}:own_loss", {"scale": 2.0})(logits, targets, BatchState())
+        plain = make_loss("cross_entropy")(logits, targets, BatchState())
+        torch.testing.assert_close(ours, 2.0 * plain)
+
+    def test_a_users_class(self, own: str) -> None:
+        logits, targets = torch.randn(3, V), targets_of([0, 1, 2])
+        ours = make_loss(f"{own}:OwnClass", {"power": 2.0})(logits, targets, BatchState())
+        torch.testing.assert_close(ours, own_loss(logits, targets) ** 2)
+        with pytest.raises(ConfigError, match="unexpected keyword argument 'scale'"):
+            make_loss(f"{own}:OwnClass", {"scale": 2.0})
+
+    def test_a_users_function_that_reduces(self, own: str) -> None:
+        loss = make_loss(f"{own}:reduced_loss")
+        with pytest.raises(ConfigError, match=r"a tensor of shape \(3,\), got \(\): do not reduce"):
+            loss(torch.randn(3, V), targets_of([0, 1, 2]), BatchState())
+
+    def test_a_module_that_breaks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "broken_losses.py").write_text("raise RuntimeError('no')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ConfigError, match=r"cannot import broken_losses \(RuntimeError: no\)"):
+            make_loss("broken_losses:f")
+
+    @pytest.mark.parametrize(
+        ("name", "part"),
+        [
+            ("soft_cross_entropy", "soft"),
+            ("product_of_experts", "soft"),
+            ("uncertainty_smoothing", "uncertainty"),
+        ],
+    )
+    def test_targets_that_lack_something(self, name: str, part: str) -> None:
+        with pytest.raises(ValueError, match=f"needs targets with {part}"):
+            make_loss(name)(torch.randn(1, V), targets_of([0]), BatchState())
+
+
+def test_smoothing_rises_with_the_uncertainty() -> None:
+    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
+    targets = targets_of([1, 1, 4], uncertainty=torch.tensor([0.0, 0.5, 1.0]))
+    ours = make_loss("uncertainty_smoothing", {"low": 0.1, "high": 0.3})(logits, targets, BatchState())
+    for i, smoothing in enumerate((0.1, 0.2, 0.3)):
+        expected = torch.nn.functional.cross_entropy(logits[i], targets.labels[i], label_smoothing=smoothing)
+        torch.testing.assert_close(ours[i], expected)
+
+
+class TestThresholds:
+    def test_half_of_a_balanced_batch(self) -> None:
+        p1 = torch.tensor([0.9, 0.6, 0.8, 0.7])
+        weak = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2)
+        thresholds = class_thresholds(torch.stack([1 - p1, p1], -1), weak).exp()
+        torch.testing.assert_close(thresholds, torch.tensor([0.25, 0.75], dtype=torch.float64))
+
+    @pytest.mark.parametrize("ones", range(11))
+    def test_two_classes_take_exactly_the_weak_share(self, ones: int) -> None:
+        p1 = torch.rand(10, generator=torch.Generator().manual_seed(ones)).double()
+        weak = torch.zeros(10, 2)
+        weak[:ones, 1], weak[ones:, 0] = 1.0, 1.0
+        probs = torch.stack([1 - p1, p1], -1)
+        chosen = (probs.log() - class_thresholds(probs, weak)).argmax(-1)
+        assert int(chosen.sum()) == ones
+        if 0 < ones < 10:
+            assert p1[chosen == 1].min() > p1[chosen == 0].max()
+
+    def test_counts_are_whole_and_add_up(self) -> None:
+        # 3 rows of 1/3 each for four classes: no class would get a row by plain rounding.
+        probs = torch.eye(4)[:3] * 0.4 + 0.15
+        thresholds = class_thresholds(probs, torch.full((3, 4), 0.25))
+        assert int(torch.isfinite(thresholds).sum()) == 3
+        assert thresholds[3] == torch.inf
+
+    def test_top_threshold(self) -> None:
+        values = torch.tensor([0.1, 0.9, 0.5, 0.7])
+        assert top_threshold(values, 0.5) == pytest.approx(0.6)
+        assert top_threshold(values, 0.0) == float("inf")
+        assert top_threshold(values, 1.0) == float("-inf")
+        assert top_threshold(torch.empty(0), 0.5) == float("inf")
+
+
+class TestConfidence:
+    def test_binary_by_hand_with_its_gradient(self) -> None:
+        """All four are above 0.5, but only the two largest may become class 1."""
+        logits, labels = binary([0.9, 0.6, 0.8, 0.7]), [0, 1, 1, 0]
+        loss = make_loss("confidence", {"classes": (0, 1), "alpha_max": 0.4, "warmup": 0.2})
+        targets = targets_of(labels)
+        state = prepare_batch(loss, [(logits, targets)], progress=0.5)
+        ours = loss(logits, targets, state)
+        hard = [1, 0, 1, 0]
+        q = logits.detach().exp()
+        expected = [
+            -0.6 * q[i, y].log() - 0.4 * q[i, h].log()
+            for i, (y, h) in enumerate(zip(labels, hard, strict=True))
+        ]
+        torch.testing.assert_close(ours, torch.stack(expected))
+        onehot = torch.eye(2, dtype=torch.float64)
+        by_hand = q - 0.6 * onehot[labels] - 0.4 * onehot[hard]
+        torch.testing.assert_close(torch.autograd.grad(ours.sum(), logits)[0], by_hand)
+
+    def test_warm_up(self) -> None:
+        loss = make_loss("confidence", {"alpha_max": 0.75, "warmup": 0.2})
+        assert [loss.alpha(p) for p in (0.0, 0.05, 0.1, 0.2, 0.9)] == pytest.approx(
+            [0, 0.1875, 0.375, 0.75, 0.75]
+        )
+        logits, targets = torch.randn(4, V), targets_of([0, 1, 2, 3])
+        plain = make_loss("cross_entropy")(logits, targets, BatchState())
+        assert torch.equal(loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0)), plain)
+        at_once = make_loss("confidence", {"warmup": 0.0})
+        assert at_once.alpha(0.0) == 0.5
+
+    def test_the_soft_weak_label_is_used(self) -> None:
+        logits = binary([0.9, 0.6, 0.8, 0.7])
+        weak = torch.tensor([[0.2, 0.8]] * 3 + [[0.4, 0.6]], dtype=torch.float64)
+        soft = SoftTargets(torch.tensor([[0, 1]] * 4), weak)
+        targets = targets_of([1] * 4, soft=soft)
+        loss = make_loss("confidence", {"classes": (0, 1), "warmup": 0.0})
+        # A mean weak probability of 0.75: three of four become class 1.
+        state = prepare_batch(loss, [(logits, targets)], 0.0)
+        q = logits.detach().exp()
+        hard = torch.eye(2, dtype=torch.float64)[[1, 0, 1, 1]]
+        expected = -((0.5 * weak + 0.5 * hard) * q.log()).sum(-1)
+        torch.testing.assert_close(loss(logits, targets, state), expected, rtol=1e-5, atol=1e-6)
+
+    def test_positions_of_other_labels_keep_cross_entropy(self) -> None:
+        logits = torch.randn(4, V, generator=torch.Generator().manual_seed(3))
+        targets = targets_of([2, 3, 4, 2])
+        loss = make_loss("confidence", {"classes": (2, 3), "warmup": 0.0})
+        state = prepare_batch(loss, [(logits, targets)], 0.0)
+        ours = loss(logits, targets, state)
+        plain = make_loss("cross_entropy")(logits, targets, state)
+        assert torch.equal(ours[2], plain[2])
+        # The threshold was set by the three positions of a class: two of class 2, one of class 3.
+        share = logits[[0, 1, 3]][:, [2, 3]].softmax(-1)
+        torch.testing.assert_close(state.prepared, class_thresholds(share, torch.eye(2)[[0, 1, 0]]))
+
+    def test_free_text_hardens_where_the_student_is_surest(self) -> None:
+        logits = torch.tensor([[4.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [0, 0, 3.0, 0, 0], [0, 0, 0, 0, 2.0]])
+        targets = targets_of([1, 0, 2, 3])
+        loss = make_loss("confidence", {"warmup": 0.0, "alpha_max": 1.0})
+        ours = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0))
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0, 2, 3]), reduction="none")
+        torch.testing.assert_close(ours, expected)
+
+    def test_masked_positions_have_no_say(self) -> None:
+        logits, labels = torch.randn(6, V, generator=torch.Generator().manual_seed(5)), [0, 1, 2, 3, 4, 0]
+        for options in ({}, {"classes": (0, 1, 2)}):
+            loss = make_loss("confidence", options)
+            masked = targets_of(labels, weights=torch.tensor([1.0, 2.0, 0.5, 0.0, 0.0, 0.0]))
+            whole = loss.statistics(logits, masked)
+            assert torch.equal(whole, loss.statistics(logits[:3], targets_of(labels[:3])))
+
+    def test_needs_the_whole_batch(self) -> None:
+        with pytest.raises(ValueError, match="call prepare_batch first"):
+            make_loss("confidence")(torch.randn(1, V), targets_of([0]), BatchState(0.5))
+
+    @pytest.mark.parametrize("options", [{}, {"classes": (0, 1)}])
+    def test_a_batch_without_any_position_that_counts(self, options: dict[str, Any]) -> None:
+        loss = make_loss("confidence", {"warmup": 0.0, **options})
+        logits, targets = torch.randn(2, V), targets_of([0, 1], weights=torch.zeros(2))
+        values = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.5))
+        assert torch.isfinite(values).all()
+
+
+def test_losses_without_thresholds_do_not_run_the_model_twice() -> None:
+    def never() -> Iterator[tuple[torch.Tensor, Targets]]:
+        raise AssertionError("the model was run")
+        yield
+
+    assert prepare_batch(make_loss("cross_entropy"), never(), 0.3) == BatchState(0.3)
+
+
+def test_rows_of_all_workers_are_gathered() -> None:
+    logits, targets = torch.randn(6, V), targets_of([0, 1, 0, 1, 0, 1])
+    loss = make_loss("confidence", {"classes": (0, 1)})
+    halves = [(logits[i::2], Targets(targets.labels[i::2], targets.weights[i::2])) for i in (0, 1)]
+    rows = [loss.statistics(*half) for half in halves]
+    whole = prepare_batch(loss, [(logits, targets)], 0.5)
+    for rank in (0, 1):
+        mine = prepare_batch(loss, [halves[rank]], 0.5, gather=lambda own: torch.cat(rows))
+        torch.testing.assert_close(mine.prepared, whole.prepared)
+
+
+def training_rows() -> tuple[TrainingSet, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Seven rows of different lengths, with a soft label and an uncertainty for each target position."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, 300, size=int(k)).astype(np.int32) for k in rng.integers(2, 12, size=7)]
+    targets = [rng.integers(1, 300, size=int(k)).astype(np.int32) for k in rng.integers(1, 5, size=7)]
+    weights = [rng.integers(0, 4, size=len(t)).astype(np.float64) for t in targets]
+    data = TrainingSet(prompts, targets, weights, np.array([len(t) for t in targets], dtype=np.float64))
+    ids = torch.from_numpy(np.stack([rng.permutation(300)[:3] for _ in range(28)]).reshape(7, 4, 3))
+    probs = torch.from_numpy(rng.dirichlet(np.ones(4), (7, 4))[..., :3]).float()
+    return data, ids, probs, torch.from_numpy(rng.random((7, 4))).float()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("soft_cross_entropy", {}),
+        ("product_of_experts", {}),
+        ("uncertainty_smoothing", {"high": 0.5}),
+        ("confidence", {"warmup": 0.0}),
+        ("confidence", {"warmup": 0.0, "classes": tuple(range(1, 300))}),
+    ],
+)
+def test_the_micro_batch_size_changes_nothing(tiny_weak: Path, name: str, options: dict[str, Any]) -> None:
+    data, ids, probs, uncertainty = training_rows()
+    model = load_model(ModelConfig(path=str(tiny_weak)), device="cpu", dtype=torch.float32, for_training=True)
+    loss = make_loss(name, options)
+
+    def gradient(division: list[tuple[int, ...]], forget_the_rest: bool = False) -> torch.Tensor:
+        batches = [(collate(data, MicroBatch(rows), 0), list(rows)) for rows in division]
+
+        def forward(batch: dict[str, torch.Tensor], rows: list[int]) -> tuple[torch.Tensor, Targets]:
+            k = batch["labels"].shape[1]
+            inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "position_ids")}
+            logits = model(**inputs, use_cache=False, logits_to_keep=k + 1).logits[:, :-1].float()
+            soft = SoftTargets(ids[rows][:, -k:], probs[rows][:, -k:])
+            return logits, Targets(batch["labels"], batch["weights"], soft, uncertainty[rows][:, -k:])
+
+        model.zero_grad()
+        whole = prepare_batch(loss, (forward(*b) for b in batches), progress=0.5)
+        for part in batches:
+            state = prepare_batch(loss, [forward(*part)], progress=0.5) if forget_the_rest else whole
+            logits, targets = forward(*part)
+            ((loss(logits, targets, state) * targets.weights).sum() / data.denominators.sum()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole = gradient([tuple(range(7))])
+    single = [(i,) for i in range(7)]
+    for division in (single, [(6, 2, 0), (1, 5), (3, 4)]):
+        torch.testing.assert_close(gradient(division), whole, rtol=1e-4, atol=1e-6)
+    if loss.whole_batch:
+        assert (gradient(single, forget_the_rest=True) - whole).abs().max() > 1e-3 * whole.abs().max()
