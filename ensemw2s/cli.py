@@ -1,19 +1,15 @@
-"""The command line. Nothing heavy is imported before a command needs it.
-
-Exit codes: 0 done, 1 a failure that the same command can continue from, 2 the input cannot be used, 130 interrupted.
-"""
+"""The command line. Nothing heavy is imported before a command needs it; exit codes: :mod:`ensemw2s.console`."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from ensemw2s import __version__
-from ensemw2s.errors import EnsemW2SError, UserError
+from ensemw2s.console import exit_code, print_finished, print_results
+from ensemw2s.errors import UserError
 
 EPILOG = "Any configuration field: key=value or --key value, for example boosting.rounds=4 or --seed 1."
 
@@ -22,23 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("run", "doctor"):
+    if rest and arguments.command not in ("run", "doctor", "sweep", "compare", "serve"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return int(arguments.function(arguments, [*getattr(arguments, "overrides", []), *rest]))
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except EnsemW2SError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: what was committed is kept; the same command continues", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 1
+    overrides = [*getattr(arguments, "overrides", []), *rest]
+    return exit_code(lambda: int(arguments.function(arguments, overrides)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,6 +72,57 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run", help="run directory")
     report.set_defaults(function=_report)
 
+    status = commands.add_parser(
+        "status",
+        help="what a run has committed, what is under way, what comes next; reads only",
+        allow_abbrev=False,
+    )
+    status.add_argument("run", help="run directory")
+    status.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    status.set_defaults(function=_status)
+
+    serve = commands.add_parser(
+        "serve", help="answer OpenAI's clients with a trained ensemble and its student", allow_abbrev=False
+    )
+    serve.add_argument("run", help="run directory")
+    serve.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="limits, for example max_queue=10 quorum=2 (docs/serving.md)",
+    )
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1); others need --api-keys")
+    serve.add_argument("--port", type=int, help="port (default 8000)")
+    serve.add_argument("--api-keys", help="file with one API key a line; may change while the server runs")
+    serve.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="ray",
+        help="ray: Ray Serve, a process for each member (default); local: one process without Ray",
+    )
+    serve.add_argument(
+        "--model",
+        action="append",
+        dest="models",
+        choices=("ensemble", "student"),
+        help="serve this one only (may be repeated); default: all that the run has",
+    )
+    serve.set_defaults(function=_serve)
+
+    sweep = commands.add_parser(
+        "sweep", help="one experiment with many settings, chosen on validation (Ray Tune)", allow_abbrev=False
+    )
+    sweep.add_argument("config", help="YAML file of the sweep, for example configs/sweep.yaml")
+    sweep.add_argument("overrides", nargs="*", help=EPILOG)
+    sweep.set_defaults(function=_sweep)
+
+    compare = commands.add_parser(
+        "compare", help="several ways to make the ensemble, several seeds, one table", allow_abbrev=False
+    )
+    compare.add_argument("config", help="YAML file of the comparison, for example configs/compare.yaml")
+    compare.add_argument("overrides", nargs="*", help=EPILOG)
+    compare.set_defaults(function=_compare)
+
     doctor = commands.add_parser("doctor", help="what is there, and what is wrong", allow_abbrev=False)
     doctor.add_argument("config", nargs="?", help="YAML file whose models and data are checked, too")
     doctor.add_argument("overrides", nargs="*", help=EPILOG)
@@ -119,26 +153,9 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with make_progress() as progress:
         result = api.run(arguments.config, *overrides, progress=progress)
     if not result.ran:
-        print(
-            f"{result.run_dir} is finished: nothing to do. Another seed or name makes another run.",
-            file=sys.stderr,
-        )
-    _print_results(result.run_dir)
+        print_finished(result.run_dir)
+    print_results(result.run_dir)
     return 0
-
-
-def _print_results(run_dir: Path) -> None:
-    from rich.console import Console
-
-    from ensemw2s.api import read_results
-    from ensemw2s.runs.tables import render_rich, render_text
-
-    results = read_results(run_dir)
-    if sys.stdout.isatty():
-        render_rich(results, Console())
-    else:
-        print(render_text(results))
-    print(f"\nreport: {run_dir / 'report.html'} (also report.md, results.json)")
 
 
 def _dry_run(config_path: str, overrides: list[str]) -> int:
@@ -225,18 +242,40 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
     run_dir = Path(arguments.run)
     read_results(run_dir)
     write_report(run_dir)
-    _print_results(run_dir.resolve())
+    print_results(run_dir.resolve())
     return 0
+
+
+def _status(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from ensemw2s.runs.status import read_status, render_json, render_status
+
+    status = read_status(Path(arguments.run).resolve())
+    print(render_json(status) if arguments.json else render_status(status))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from ensemw2s.serving.command import serve
+
+    return serve(arguments, overrides)
+
+
+def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from ensemw2s.sweeps.command import sweep
+
+    return sweep(arguments.config, overrides)
+
+
+def _compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from ensemw2s.comparisons.command import compare
+
+    return compare(arguments.config, overrides)
 
 
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from ensemw2s.doctor import diagnose
 
     return diagnose(arguments.config, overrides, deep=arguments.deep)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

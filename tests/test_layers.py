@@ -27,7 +27,10 @@ LAYERS = (
     ("serving",),
     ("doctor", "progress"),
     ("api",),
+    ("comparisons", "sweeps"),
+    ("console",),
     ("cli",),
+    ("jobs",),
     ("__main__",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

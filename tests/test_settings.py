@@ -199,7 +199,7 @@ class TestProblems:
             ),
             (
                 "boosting=null",
-                "boosting: null is not allowed: it must be a section of keys (rounds, unit, window, ...)",
+                "boosting: null is not allowed: it must be a section of keys (rounds, method, unit, ...)",
             ),
         ],
     )

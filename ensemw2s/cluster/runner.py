@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +42,7 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
             f"{reason}; start the cluster (ray start --head), correct runtime.ray_address and RAY_ADDRESS, or use "
             "runtime.executor=local"
         )
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -57,6 +60,9 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
             f"no Ray cluster {where}: {str(error).strip().splitlines()[0]}; check runtime.ray_address and RAY_ADDRESS, "
             "or use runtime.executor=local"
         ) from error
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        # Ray's own handler ends the process at once, with the addresses of a C++ stack as the last words.
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -94,7 +100,7 @@ def check_cluster(config: ExperimentConfig) -> tuple[SupervisorPlan, tuple[int, 
         nodes,
         "runtime.strong_workers or runtime.cpus_per_strong_worker",
     )
-    cores = int(min(n.get("CPU", 1.0) for n in nodes if n.get("CPU")))
+    cores = int(min((n["CPU"] for n in nodes if n.get("CPU")), default=1.0))
     return plan, (
         threads_per_process(runtime, plan.size, cores),
         threads_per_process(runtime, runtime.strong_workers, cores),

@@ -22,6 +22,11 @@ class BoostingConfig(Section):
     """The AdaBoost rounds."""
 
     rounds: PositiveInt = Field(3, description="members of the ensemble (T)")
+    method: Literal["adaboost", "bagging", "seeds"] = Field(
+        "adaboost",
+        description="adaboost: EnsemW2S; to compare with: bagging (each member on its own bootstrap of the samples) and seeds "
+        "(each on all samples, in its own order), both with equal votes and without reweighting",
+    )
     unit: Literal["token", "window", "sample", "choice"] = Field("token", description="what is reweighted")
     window: PositiveInt = Field(4, description="tokens per window (unit window)")
     wrong_share: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
@@ -83,6 +88,16 @@ class VoteConfig(Section):
     )
     rounds: Literal["validation", "all"] | PositiveInt = Field(
         "validation", description="how many members vote: the number best on easy_val, all, or a fixed number"
+    )
+    label_model: Literal[
+        "weighted", "uniform", "plurality", "geometric", "best_single", "em_weights", "dawid_skene", "glad"
+    ] = Field(
+        "weighted",
+        description="how members' choices become one: weighted by the member weights (EnsemW2S), equal, one vote each, geometric "
+        "mean, the best on easy_val, weights fitted on easy_val, or EM without truth; others than weighted need multiple choice",
+    )
+    calibrate: bool = Field(
+        False, description="fit a temperature to each member on easy_val before it votes (multiple choice)"
     )
     max_new_tokens: PositiveInt = Field(32, description="longest generated answer")
     stop: tuple[str, ...] = Field(
@@ -176,8 +191,12 @@ class ExperimentConfig(Section):
         # Commits rely on renames and file locks, which object stores lack.
         scheme, separator, rest = value.partition("://")
         if separator:
-            advice = f"write {rest!r}" if scheme == "file" else "mount it, or use storage that all nodes mount"
-            raise ValueError(f"{value!r} is a URI, and a run directory is a folder of a file system: {advice}")
+            advice = (
+                f"write {rest!r}" if scheme == "file" else "use storage that all nodes mount, such as NFS"
+            )
+            raise ValueError(
+                f"{value!r} is a URI, and a run directory is a folder of a file system: {advice}"
+            )
         return value
 
     @model_validator(mode="after")

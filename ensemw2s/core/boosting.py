@@ -222,6 +222,17 @@ class BoostingState:
             errors=np.append(self.errors, e),
         )
 
+    def add(self, alpha: float, error: float) -> BoostingState:
+        """The state after keeping a member of an ensemble that is not boosted: the weights stay as they are.
+
+        Raises:
+            ValueError: alpha is not positive, or error outside [0, 1].
+        """
+        if not alpha > 0.0:
+            raise ValueError(f"alpha of a kept member must be greater than 0, got {alpha}")
+        e = check_unit_interval(error, "error")
+        return replace(self, alphas=np.append(self.alphas, alpha), errors=np.append(self.errors, e))
+
     def drop(self) -> BoostingState:
         """The state after dropping a member: the same weights, one more drop."""
         return replace(self, drops=self.drops + 1)

@@ -138,7 +138,9 @@ def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, 
         flops = counts.forwarded * ctx.forward_flops(ensemble.refs[0])
         device = pool.submit(0, "device").result()
         spent = cost(time.monotonic() - begun, counts.forwarded, flops, device)
-        ctx.commit(stage, {"cost": spent, "certified": counts.certified, "full": counts.full})
+        ctx.commit(
+            stage, {"cost": spent, "certified": counts.certified, "asked": counts.asked, "full": counts.full}
+        )
 
 
 def model_answers(ctx: RunContext, system: str, split: str) -> Answers:

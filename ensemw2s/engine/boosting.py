@@ -157,11 +157,7 @@ class Boosting:
         errors, extra = self._errors(attempt, ref, wrong, state, draw)
         chosen = errors[config.error_on]
         error = float(errors["train"] if chosen is None else chosen)  # type: ignore[arg-type]
-        alpha = self._alpha(error, prior)
-        decision = member_decision(alpha, state.drops, config.max_drops, config.on_useless)
-        new = (
-            state.update(wrong, alpha, config.max_weight, error=error) if decision == "keep" else state.drop()
-        )
+        alpha, decision, new = self._judge(wrong, error, prior, state)
         reason = {
             "keep": "",
             "drop": f"error {error:.4f} is not below the prior error {prior:.4f}: dropped, another seed follows",
@@ -205,9 +201,27 @@ class Boosting:
         )
         return record, new
 
+    def _judge(
+        self, wrong: np.ndarray, error: float, prior: float, state: BoostingState
+    ) -> tuple[float, str, BoostingState]:
+        """The member weight, whether the member is kept, and the state after it."""
+        config = self._config
+        if config.method != "adaboost":
+            return 1.0, "keep", state.add(1.0, error)
+        alpha = self._alpha(error, prior)
+        decision = member_decision(alpha, state.drops, config.max_drops, config.on_useless)
+        if decision != "keep":
+            return alpha, decision, state.drop()
+        return alpha, decision, state.update(wrong, alpha, config.max_weight, error=error)
+
     def _draw(self, attempt: int, kept: int, state: BoostingState) -> RoundDraw:
         rng = np.random.default_rng([self._ctx.config.seed, 101, attempt])
         weights = self._units.spread(state.weights)
+        if self._config.method == "seeds":
+            return draw_round(0, "loss", weights, self._train.target_offsets, rng)
+        if self._config.method == "bagging":
+            # Round 0 would take all samples; here the first member has its bootstrap, too.
+            return draw_round(1, "sample_bootstrap", weights, self._train.target_offsets, rng)
         return draw_round(
             kept, self._config.reweight, weights, self._train.target_offsets, rng, self._config.sample_weight
         )

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ensemw2s.core.voting import mixture_logprob
 from ensemw2s.data.samples import Sample
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.boosting import load_records
@@ -16,7 +15,7 @@ from ensemw2s.engine.generation import Generated, VotedDecoder
 from ensemw2s.engine.pipeline import kept_ensemble
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent
-from ensemw2s.engine.votes import answer_choices
+from ensemw2s.engine.votes import answer_choices, vote
 
 
 def selected_ensemble(ctx: RunContext) -> Ensemble:
@@ -43,7 +42,7 @@ def label_choices(
         pool.submit(m, "score_texts", ref, requests, "new questions") for m, ref in enumerate(ensemble.refs)
     ]
     logprobs = np.stack([p.result().logprobs for p in pending])
-    voted = answer_choices(ctx, data, mixture_logprob(logprobs, ensemble.alphas))
+    voted = vote(ctx, list(ensemble.systems), ensemble.alphas, data, logprobs)
     own = np.stack([answer_choices(ctx, data, member).index for member in logprobs])
     columns: dict[str, Any] = {
         "id": [s.id for s in samples],
@@ -67,15 +66,15 @@ def generate_answers(
     max_new_tokens: int | None = None,
 ) -> list[Generated]:
     """Voted answers to encoded prompts, each int32 (p,)."""
-    vote = ctx.config.vote
+    rule = ctx.config.vote
     decoder = VotedDecoder(
         pool,
         ensemble.refs,
         ensemble.alphas,
         ctx.splits.tokenizer,
-        max_new_tokens=max_new_tokens or vote.max_new_tokens,
-        stop=vote.stop,
-        top_k=top_k or vote.top_k,
+        max_new_tokens=max_new_tokens or rule.max_new_tokens,
+        stop=rule.stop,
+        top_k=top_k or rule.top_k,
         batch_tokens=ctx.config.runtime.batch_tokens,
         eos_ids=pool.submit(0, "end_of_text", ensemble.refs[0]).result(),
     )

@@ -92,6 +92,13 @@ def prepare(config: ExperimentConfig) -> Prepared:
         raise ConfigError(
             "boosting.unit choice needs multiple-choice data: this data has no choices; use token, window or sample"
         )
+    if splits.samples["easy_train"][0].choices is None and (
+        config.vote.label_model != "weighted" or config.vote.calibrate
+    ):
+        raise ConfigError(
+            f"vote.label_model {config.vote.label_model} with calibrate {str(config.vote.calibrate).lower()} needs multiple-choice data: "
+            "this data has no choices; use weighted without calibrate"
+        )
     tokenizers = [load_tokenizer(m) for m in models]
     prints = [tokenizer_fingerprint(t) for t in tokenizers]
     for model, own in zip(absolute.weak.models, prints, strict=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ class SharingPool:
         if method == "train_member":
             task: MemberTask = args[0]
             key = self._keys.member(task)
+            held = self._cache.lock([key])
             entry = self._cache.get(key)
             if entry is None:
                 return _Stored(
                     self._pool.submit(slot, method, task),
                     lambda outcome: self._cache.put(key, asdict(outcome), files=task.output),
+                    held,
                 )
+            held.close()
             self._found(task.name)
             return Done(_restore(entry, task.output))
         if method in SCORES:
@@ -80,31 +83,36 @@ class SharingExecutor:
 
     def train_students(self, tasks: Sequence[StudentTask], scratch: Path) -> Iterator[TrainOutcome]:
         keys = [self._keys.student(task) for task in tasks]
-        entries = [self._cache.get(key) for key in keys]
-        missing = [task for task, entry in zip(tasks, entries, strict=True) if entry is None]
-        trained = self._inner.train_students(missing, scratch) if missing else iter(())
-        for task, key, entry in zip(tasks, keys, entries, strict=True):
-            if entry is None:
-                outcome = next(trained)
-                self._cache.put(key, asdict(outcome), files=task.output)
-            else:
-                self._found(f"student {task.name}")
-                outcome = _restore(entry, task.output)
-            yield outcome
+        with self._cache.lock(keys):
+            entries = [self._cache.get(key) for key in keys]
+            missing = [task for task, entry in zip(tasks, entries, strict=True) if entry is None]
+            trained = self._inner.train_students(missing, scratch) if missing else iter(())
+            for task, key, entry in zip(tasks, keys, entries, strict=True):
+                if entry is None:
+                    outcome = next(trained)
+                    self._cache.put(key, asdict(outcome), files=task.output)
+                else:
+                    self._found(f"student {task.name}")
+                    outcome = _restore(entry, task.output)
+                yield outcome
 
 
 class _Stored:
-    """Work under way whose result is stored when it is there."""
+    """Work under way whose result is stored when it is there; then other runs that wait for it may go on."""
 
-    def __init__(self, pending: Pending, store: Callable[[Any], None]) -> None:
+    def __init__(
+        self, pending: Pending, store: Callable[[Any], None], held: AbstractContextManager[Any] | None = None
+    ) -> None:
         self._pending, self._store = pending, store
+        self._held = nullcontext() if held is None else held
         self._value: Any = None
         self._done = False
 
     def result(self) -> Any:
         if not self._done:
-            self._value = self._pending.result()
-            self._store(self._value)
+            with self._held:
+                self._value = self._pending.result()
+                self._store(self._value)
             self._done = True
         return self._value
 

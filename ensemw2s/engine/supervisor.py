@@ -13,6 +13,9 @@ import torch
 
 from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.engine.bases import converted, forward_flops, training_flops
+from ensemw2s.engine.decoding_messages import MemberFacts, MemberReply, MemberStep
+from ensemw2s.engine.decoding_worker import DecodeWorker
+from ensemw2s.engine.decoding_worker import SessionLost as SessionLost
 from ensemw2s.engine.encoded import EncodedSplits
 from ensemw2s.engine.students import student_training_set
 from ensemw2s.engine.tasks import (
@@ -26,8 +29,6 @@ from ensemw2s.engine.tasks import (
     TrainOutcome,
     cost,
 )
-from ensemw2s.errors import WorkerFailure
-from ensemw2s.models.decoding import StepDecoder
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
 from ensemw2s.models.scoring import ScoreRequest, score
@@ -39,10 +40,6 @@ from ensemw2s.training.loop import TrainingReport, fit
 from ensemw2s.training.plan import TrainingSet
 
 Report = Callable[[ProgressEvent], None]
-
-
-class SessionLost(WorkerFailure):
-    """A decode was asked to go on by a supervisor that does not hold it (it was restarted)."""
 
 
 class WeakSupervisor:
@@ -65,7 +62,7 @@ class WeakSupervisor:
         choose_accelerator(self._device)
         self._splits: dict[Side, EncodedSplits] = {}
         self._models: OrderedDict[str, Any] = OrderedDict()
-        self._decoders: dict[str, StepDecoder] = {}
+        self._decodes = DecodeWorker()
 
     # -- training --------------------------------------------------------------------------------------------
 
@@ -179,26 +176,26 @@ class WeakSupervisor:
 
     # -- step-wise decoding ----------------------------------------------------------------------------------
 
-    def decode_start(self, ref: ModelRef, prompts: list[np.ndarray], k: int) -> TopK:
-        """Read the prompts and say what this member expects next."""
-        model = self._model(ref)
-        decoder = StepDecoder(model, pad_id=int(self._side(ref.side).tokenizer.eos_token_id))
-        decoder.start(prompts)
-        self._decoders[ref.key] = decoder
-        return TopK(*decoder.top_k(k))
+    def decode_facts(self, ref: ModelRef) -> MemberFacts:
+        """Vocabulary, context, and whether rows may enter a running batch."""
+        model, pad_id = self._for_decoding(ref)
+        return self._decodes.facts(model, pad_id)
 
-    def decode_step(self, ref: ModelRef, keep: np.ndarray | None, tokens: np.ndarray, k: int) -> TopK:
-        """Drop finished rows (`keep`: indices of those that go on), append the voted tokens, say what comes next."""
-        decoder = self._decoder(ref)
-        if keep is not None:
-            decoder.keep(keep)
-        decoder.advance(tokens)
-        return TopK(*decoder.top_k(k))
+    def decode_step(self, ref: ModelRef, step: MemberStep) -> MemberReply:
+        """Drop finished rows, append the voted tokens, read new texts, and say what this member expects next."""
+        return self._decodes.step(ref.key, lambda: self._for_decoding(ref), step)
+
+    def decode_exact(self, ref: ModelRef, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Probabilities of given tokens of some rows, (n, m) float32."""
+        return self._decodes.exact(ref.key, rows, ids)
+
+    def decode_more(self, ref: ModelRef, rows: np.ndarray, k: int) -> TopK:
+        """The k most probable tokens of some rows."""
+        return self._decodes.more(ref.key, rows, k)
 
     def decode_full(self, ref: ModelRef, rows: np.ndarray) -> np.ndarray:
         """The whole next-token distributions of some rows, (len(rows), V) float32."""
-        result: np.ndarray = self._decoder(ref).full(rows)
-        return result
+        return self._decodes.full(ref.key, rows)
 
     def end_of_text(self, ref: ModelRef) -> tuple[int, ...]:
         """All end-of-text ids of a model."""
@@ -206,13 +203,10 @@ class WeakSupervisor:
 
     def decode_end(self, ref: ModelRef) -> None:
         """Free the cache."""
-        self._decoders.pop(ref.key, None)
+        self._decodes.end(ref.key)
 
-    def _decoder(self, ref: ModelRef) -> StepDecoder:
-        try:
-            return self._decoders[ref.key]
-        except KeyError:
-            raise SessionLost(f"this supervisor holds no decode of {ref.key}: it was restarted") from None
+    def _for_decoding(self, ref: ModelRef) -> tuple[Any, int]:
+        return self._model(ref), int(self._side(ref.side).tokenizer.eos_token_id)
 
     def device(self) -> str:
         """The device's name, for cost tables."""
@@ -244,6 +238,7 @@ class WeakSupervisor:
         if ref.folder is None:
             model = load_model(self._model_config(ref), device=self._device, dtype=dtype)
         else:
-            model = load_saved(ref.folder, device=self._device, dtype=dtype)
+            base = self._model_config(ref)
+            model = load_saved(ref.folder, device=self._device, dtype=dtype, base=base)
         self._models[ref.key] = model
         return model

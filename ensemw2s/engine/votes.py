@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.core.calibration import fit_temperature
+from ensemw2s.core.label_models import ChoiceVotes, Validation, label
 from ensemw2s.core.voting import choice_scores, mixture_logprob, pick_choice
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit
@@ -101,12 +103,42 @@ def system_choices(ctx: RunContext, system: str, split: str) -> ChoiceAnswers:
 
 
 def vote_choices(ctx: RunContext, systems: list[str], alphas: np.ndarray, split: str) -> ChoiceAnswers:
-    """The answers of a weighted vote: each choice scored by its tokens under the members' mixture (EnsemW2S, arXiv 2410.04571).
+    """The answers of a vote on a split, from what is stored; see :func:`vote`."""
+    logprobs = np.stack([read_scores(ctx, s, split) for s in systems])
+    return vote(ctx, systems, alphas, ctx.splits[split], logprobs)
+
+
+def vote(
+    ctx: RunContext, systems: list[str], alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray
+) -> ChoiceAnswers:
+    """The answers of a vote; by default weighted, each choice scored by its tokens under the members' mixture
+    (EnsemW2S, arXiv 2410.04571), else by the configured label model (:mod:`ensemw2s.core.label_models`).
 
     Args:
-        systems: names of the members, in order.
+        systems: names of the members, in order; their stored scores of easy_val are what a label model is fitted to.
         alphas: (T,) their weights.
-        split: which split.
+        data: the questions.
+        logprobs: (T, n choice tokens) the members' log-probabilities.
     """
-    logprobs = np.stack([read_scores(ctx, s, split) for s in systems])
-    return answer_choices(ctx, ctx.splits[split], mixture_logprob(logprobs, alphas))
+    rule = ctx.config.vote
+    if rule.label_model == "weighted" and not rule.calibrate:
+        return answer_choices(ctx, data, mixture_logprob(logprobs, alphas))
+    votes = _choice_votes(ctx, alphas, data, logprobs)
+    known_data = ctx.splits["easy_val"]
+    known_logprobs = np.stack([read_scores(ctx, s, "easy_val") for s in systems])
+    known, truth = _choice_votes(ctx, alphas, known_data, known_logprobs), known_data.answers
+    if rule.calibrate:
+        fits = [fit_temperature(member, known.offsets, truth) for member in known.logprobs]
+        temperatures = [fit.temperature for fit in fits]
+        votes, known = votes.calibrated(temperatures), known.calibrated(temperatures)
+    labels = label(rule.label_model, votes, Validation(known, truth))
+    return ChoiceAnswers(labels.choice, labels.confidence)
+
+
+def _choice_votes(
+    ctx: RunContext, alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray
+) -> ChoiceVotes:
+    how = ctx.config.vote.choice_score
+    return ChoiceVotes.from_token_logprobs(
+        logprobs, data.choice_token_offsets, data.choice_offsets, alphas, how, data.choice_bytes
+    )

@@ -1,4 +1,4 @@
-"""One member's side of a step-wise voted decode: batched, with a key/value cache."""
+"""One member's side of a step-wise voted decode: batched, with a key/value cache, rows coming and going."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ensemw2s.core.sampling import draw_token
 from ensemw2s.errors import ModelError
+from ensemw2s.models.cache import SlotCache, takes_slot_cache
 from ensemw2s.models.facts import max_positions
 
 
@@ -30,12 +32,13 @@ class TopK(NamedTuple):
 class StepDecoder:
     """Next-token distributions of a batch of texts that grow by one token a step.
 
-    The batch is padded on the left. Probabilities are a float32 softmax of the logits, kept until the next
-    step, so that ``top_k``, ``exact`` and ``full`` of one step never disagree. They depend on the batch's own
-    texts only, not on what other members do; the composition of a batch changes them by rounding.
+    The batch is aligned at its texts' ends. Probabilities are a float32 softmax of the logits, kept until the
+    next step, so that ``top_k``, ``exact`` and ``full`` of one step never disagree. They depend on each text
+    alone, not on what other members do; which rows stand beside it changes them by rounding.
 
-    Call ``start``; then, until ``keep`` has dropped every row: any of ``top_k``, ``exact`` and ``full``, a
-    vote, and ``advance`` with the tokens that were voted.
+    A step is, in this order: ``keep`` the rows that go on, ``advance`` them by the tokens that were voted,
+    ``enter`` new texts; then any of ``top_k``, ``exact``, ``full`` and ``draw``. Where ``can_enter`` is False
+    (layers with a recurrent state, or a cache that layers share), new texts wait until the batch is empty.
     """
 
     def __init__(self, model: Any, *, pad_id: int) -> None:
@@ -64,9 +67,12 @@ class StepDecoder:
         if not 0 <= pad_id < self._vocab_size:
             raise ValueError(f"pad id {pad_id} is outside 0..{self._vocab_size - 1}")
         self._pad_id = pad_id
+        self._slots = takes_slot_cache(base.config)
         self._device = next(model.parameters()).device
         self._probs = torch.zeros(0, self._vocab_size, device=self._device)
-        self._clear()
+        self._cache: Any = None
+        self._lengths = np.zeros(0, dtype=np.int64)
+        self._width = 0
 
     @property
     def batch_size(self) -> int:
@@ -78,27 +84,53 @@ class StepDecoder:
         """V, the width of the distributions."""
         return self._vocab_size
 
-    @torch.inference_mode()
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the model's context holds, or None where it names no limit."""
+        return self._max_positions
+
+    @property
+    def can_enter(self) -> bool:
+        """Whether new texts may enter beside others; otherwise they enter an empty batch only."""
+        return self._slots
+
     def start(self, prompts: Sequence[np.ndarray]) -> None:
-        """Read the prompts, a row each, and forget what was decoded before.
+        """Read the prompts, a row each, and forget what was decoded before; raises as ``enter``."""
+        self._clear()
+        self.enter(prompts)
+
+    @torch.inference_mode()
+    def enter(self, prompts: Sequence[np.ndarray]) -> None:
+        """Read new texts in a forward of their own and append their rows, in this order.
 
         Raises:
             ValueError: no prompts, or an empty one.
-            ModelError: a prompt longer than the model's context.
+            ModelError: a prompt longer than the model's context, or rows that are being decoded by a model
+                whose cache takes no newcomers.
         """
         if len(prompts) == 0 or min(len(p) for p in prompts) == 0:
             raise ValueError("a decode starts from at least one prompt of at least one token")
-        self._clear()
-        self._lengths = np.array([len(p) for p in prompts], dtype=np.int64)
-        self._check_length()
-        width = int(self._lengths.max())
+        if self.batch_size and not self._slots:
+            raise ModelError(
+                f"the cache of {type(self._model).__name__} takes no new rows while others are being decoded"
+            )
+        lengths = np.array([len(p) for p in prompts], dtype=np.int64)
+        self._check_length(int(lengths.max()))
+        width = int(lengths.max())
         ids = np.full((len(prompts), width), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt) :] = prompt
-            mask[i, width - len(prompt) :] = 1
-        self._mask = torch.from_numpy(mask).to(self._device)
-        self._forward(torch.from_numpy(ids).to(self._device), (self._mask.cumsum(dim=1) - 1).clamp_min(0))
+        places = np.arange(width) - (width - lengths)[:, None]
+        cache = SlotCache() if self._slots else None
+        output, probs = self._forward(ids, np.maximum(places, 0), lengths, width, cache)
+        if self.batch_size:
+            self._cache.join(output)
+            probs = torch.cat([self._probs, probs])
+        else:
+            self._cache = output
+        self._probs = probs
+        self._lengths = np.concatenate([self._lengths, lengths])
+        self._width = max(self._width, width)
 
     @torch.inference_mode()
     def advance(self, tokens: np.ndarray) -> None:
@@ -113,29 +145,34 @@ class StepDecoder:
             raise ValueError(f"{given.shape} tokens came for {self.batch_size} rows")
         if given.min() < 0 or given.max() >= self._vocab_size:
             raise ValueError(f"token ids must be in 0..{self._vocab_size - 1}")
-        positions = torch.from_numpy(self._lengths[:, None].copy()).to(self._device)
+        positions = self._lengths[:, None].copy()
         self._lengths = self._lengths + 1
-        self._check_length()
-        self._mask = torch.cat([self._mask, self._mask.new_ones(self.batch_size, 1)], dim=1)
-        self._forward(torch.from_numpy(given.astype(np.int64)[:, None]).to(self._device), positions)
+        self._width += 1
+        self._check_length(int(self._lengths.max()))
+        self._cache, self._probs = self._forward(
+            given.astype(np.int64)[:, None], positions, self._lengths, self._width, self._cache
+        )
 
     @torch.inference_mode()
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order; rows (n,) integer indices. Their distributions stay."""
-        chosen = np.asarray(rows, dtype=np.int64)
+        chosen = np.array(rows, dtype=np.int64)
         self._check_rows(chosen)
         if len(chosen) == 0:
             self._clear()
             return
         index = torch.from_numpy(chosen).to(self._device)
-        self._cache.batch_select_indices(index)
-        self._mask = self._mask[index]
+        # The one name that all kinds of layers know, recurrent ones included.
+        self._cache.reorder_cache(index)
         self._probs = self._probs[index]
         self._lengths = self._lengths[chosen]
+        if self._slots:
+            self._width = int(self._lengths.max())
+            self._cache.trim(self._width)
 
     @torch.inference_mode()
-    def top_k(self, k: int) -> TopK:
-        """The k most probable next tokens of every row; k is cut to V.
+    def top_k(self, k: int, rows: np.ndarray | None = None) -> TopK:
+        """The k most probable next tokens of every row, or of the given ones, (n,) indices; k is cut to V.
 
         The residual is the (k+1)-th probability: no more than the k-th, nor than the mass that was left out,
         and exact.
@@ -144,13 +181,18 @@ class StepDecoder:
             raise ValueError(f"k is {k}, at least 1 is needed")
         k = min(k, self._vocab_size)
         probs = self._probs
+        if rows is not None:
+            chosen = np.array(rows, dtype=np.int64)
+            self._check_rows(chosen)
+            probs = probs[torch.from_numpy(chosen).to(self._device)]
         values, ids = torch.topk(probs, min(k + 1, self._vocab_size), dim=-1)
-        boundary = values[:, k - 1 : k]
-        # torch.topk takes any of the tokens that tie for the last place. Rows where that is a choice are
-        # sorted whole.
-        ties, ties_taken = (probs == boundary).sum(dim=-1), (values[:, :k] == boundary).sum(dim=-1)
-        contested = (ties > ties_taken).nonzero()[:, 0]
-        residual = values[:, k] if k < self._vocab_size else torch.zeros_like(boundary[:, 0])
+        whole = k == self._vocab_size
+        residual = torch.zeros_like(values[:, 0]) if whole else values[:, k]
+        # torch.topk takes any of the tokens that tie for the last place. Rows where that is a choice, because
+        # the next one ties too, are sorted whole.
+        contested = residual.new_zeros(0, dtype=torch.int64)
+        if not whole:
+            contested = (values[:, k] == values[:, k - 1]).nonzero()[:, 0]
         ids, order = ids[:, :k].sort(dim=-1)
         values = values[:, :k].gather(1, order)
         values, order = values.sort(dim=-1, descending=True, stable=True)
@@ -164,14 +206,14 @@ class StepDecoder:
     @torch.inference_mode()
     def full(self, rows: np.ndarray) -> np.ndarray:
         """All probabilities of the given rows: (n,) indices -> (n, V) float32."""
-        chosen = np.asarray(rows, dtype=np.int64)
+        chosen = np.array(rows, dtype=np.int64)
         self._check_rows(chosen)
         return self._probs[torch.from_numpy(chosen).to(self._device)].cpu().numpy()
 
     @torch.inference_mode()
     def exact(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Probabilities of given tokens: rows (n,) indices, ids (n, m) integer -> (n, m) float32."""
-        chosen, wanted = np.asarray(rows, dtype=np.int64), np.asarray(ids, dtype=np.int64)
+        chosen, wanted = np.array(rows, dtype=np.int64), np.array(ids, dtype=np.int64)
         self._check_rows(chosen)
         if wanted.ndim != 2 or len(wanted) != len(chosen):
             raise ValueError(f"ids of shape {wanted.shape} came for {len(chosen)} rows: (n, m) is needed")
@@ -180,35 +222,45 @@ class StepDecoder:
         row, column = (torch.from_numpy(a).to(self._device) for a in (chosen[:, None], wanted))
         return self._probs[row, column].cpu().numpy()
 
+    @torch.inference_mode()
+    def draw(self, rows: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+        """A token of each given row, drawn from this member: rows (n,), uniforms (n,) in [0, 1) -> (n,) int64."""
+        return np.array(
+            [draw_token(row, float(u)) for row, u in zip(self.full(rows), uniforms, strict=True)],
+            dtype=np.int64,
+        )
+
     def _clear(self) -> None:
-        self._cache: Any = None
-        self._lengths = np.zeros(0, dtype=np.int64)
-        self._mask = torch.zeros(0, 0, dtype=torch.int64, device=self._device)
+        self._cache, self._width = None, 0
+        self._lengths = self._lengths[:0]
         self._probs = self._probs[:0]
 
-    def _forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> None:
+    def _forward(
+        self, ids: np.ndarray, positions: np.ndarray, lengths: np.ndarray, width: int, cache: Any
+    ) -> tuple[Any, torch.Tensor]:
+        """Read ids (b, q), the newest tokens of texts of these lengths; the cache and the (b, V) probabilities."""
+        mask = (np.arange(width) >= (width - lengths)[:, None]).astype(np.int64)
         extra: dict[str, Any] = {}
         if self._takes_positions:
-            extra["position_ids"] = positions
+            extra["position_ids"] = torch.from_numpy(positions).to(self._device)
         if self._takes_tail:
             extra["logits_to_keep"] = 1
         output = self._model(
-            input_ids=input_ids,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
+            input_ids=torch.from_numpy(ids).to(self._device),
+            attention_mask=torch.from_numpy(mask).to(self._device),
+            past_key_values=cache,
             use_cache=True,
             **extra,
         )
-        self._cache = output.past_key_values
-        self._probs = output.logits[:, -1].float().softmax(dim=-1)
-        if bool(torch.isnan(self._probs).any()):
+        probs = output.logits[:, -1].float().softmax(dim=-1)
+        if bool(torch.isnan(probs).any()):
             raise ModelError(
                 "the model's probabilities are not numbers (NaN): its training diverged, lower the "
                 "learning rate or use float32"
             )
+        return output.past_key_values, probs
 
-    def _check_length(self) -> None:
-        longest = int(self._lengths.max())
+    def _check_length(self, longest: int) -> None:
         if self._max_positions is not None and longest > self._max_positions:
             raise ModelError(
                 f"a text has {longest} tokens, the model's context holds {self._max_positions}: lower "

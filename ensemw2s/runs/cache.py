@@ -7,11 +7,14 @@ or truncated one counts as absent.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,19 @@ class ResultCache:
                 arrays = {name: stored[name] for name in stored.files}
         files = place / FILES
         return Entry(record["payload"], arrays, files if files.is_dir() else None)
+
+    def lock(self, keys: Iterable[str]) -> ExitStack:
+        """Wait until no other process computes any of these, and hold them until the stack is closed.
+
+        They are taken in one order by everybody, so nobody waits in a circle; a process that dies lets them go.
+        """
+        held = ExitStack()
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        for key in sorted(set(keys)):
+            handle = held.enter_context((folder / key).open("a"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        return held
 
     def put(
         self,

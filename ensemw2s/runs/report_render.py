@@ -37,11 +37,18 @@ def render_markdown(report: Report) -> str:
     return _render(environment, "report.md.j2", report)
 
 
-def _environment(**options: Any) -> jinja2.Environment:
+def page(folder: Path, template: str, **content: Any) -> str:
+    """An HTML page from a template of another folder; ``report.css`` and the filters of reports are there, too."""
+    environment = _environment(folder, autoescape=True)
+    environment.filters["data_uri"] = _data_uri
+    return environment.get_template(template).render(**content)
+
+
+def _environment(*folders: Path, **options: Any) -> jinja2.Environment:
     import jinja2
 
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -89,7 +89,9 @@ def test_equals_the_dense_vote(world: Any, top_k: int) -> None:
         assert answer.tokens == tokens
         assert answer.confidence == pytest.approx(confidence, rel=1e-4)
         assert len(answer.member_tokens) == len(answer.probabilities) == len(tokens)
-    assert counts.certified + counts.full == sum(len(a.tokens) + (len(a.tokens) < MAX_NEW) for a in answers)
+    assert counts.certified + counts.asked + counts.full == sum(
+        len(a.tokens) + (len(a.tokens) < MAX_NEW) for a in answers
+    )
     if k == len(tokenizer):
         assert counts.full == 0
 

@@ -61,3 +61,18 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
         again = cache.get(key)
         assert again is not None
         assert again.payload == {"again": True}
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
+    """While one holds a key, another cannot take it; when it lets go, it can."""
+    import fcntl
+
+    cache = ResultCache(tmp_path)
+    with (
+        cache.lock(["a", "b", "a"]),
+        (tmp_path / "locks" / "b").open() as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with cache.lock(["b"]):
+        pass

@@ -1,0 +1,106 @@
+"""The comparison file: one experiment, its variants, and the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from ensemw2s.config import ExperimentConfig, Section
+from ensemw2s.errors import ConfigError
+from ensemw2s.settings import assignments, config_from_mapping, read_base, read_study
+
+Value = int | float | str | bool | None | list[Any] | dict[str, Any]
+Changes = dict[str, Value]
+
+VARIANTS: dict[str, Changes] = {
+    "EnsemW2S": {},
+    "Bagging": {"boosting.method": "bagging"},
+    "Seeds only": {"boosting.method": "seeds"},
+    "EnsemW2S, uniform vote": {"vote.label_model": "uniform"},
+}
+"""what is compared when the file names no variants"""
+
+
+class ComparisonConfig(Section):
+    """A comparison of variants of one experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="name of the comparison's folder"
+    )
+    base: str = Field(description="YAML file of the experiment, relative to this file")
+    set: dict[str, Value] = Field(
+        default_factory=dict, description="fields of the experiment that have another value in all variants"
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = Field(
+        (0,), description="seeds of training and draws; the splits stay the same"
+    )
+    variants: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
+        VARIANTS, description="name in the table -> fields that differ from the experiment"
+    )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> ComparisonConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands twice: each counts as an independent run, so give different ones")
+        for name, changes in self.variants.items():
+            runtime = sorted(
+                k for k in changes if k.split(".")[0] in ("runtime", "name", "runs_dir", "seed", "data")
+            )
+            if runtime:
+                raise ValueError(
+                    f"variant {name!r} changes {', '.join(runtime)}: variants share data, seeds and runtime; put it under set"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that can begin: its configuration and the experiment, with absolute paths."""
+
+    config: ComparisonConfig
+    base: ExperimentConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the comparison lies."""
+        return Path(self.base.runs_dir) / self.config.name
+
+    def run(self, variant: str, seed: int) -> ExperimentConfig:
+        """One run of the comparison, sharing equal work with the others."""
+        index = list(self.config.variants).index(variant)
+        placed = [
+            f"name=variant-{index:02d}-seed-{seed}",
+            f"seed={seed}",
+            f"runs_dir={self.folder / 'runs'}",
+            f"runtime.cache={self.folder / 'cache'}",
+        ]
+        return config_from_mapping(
+            self.base.model_dump(mode="json"), [*assignments(self.config.variants[variant]), *placed]
+        )
+
+
+def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparison:
+    """Read a comparison file and its experiment, and check every variant.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value`` for fields of the experiment.
+
+    Raises:
+        ConfigError: with one line for every problem.
+    """
+    config = read_study(path, ComparisonConfig, "comparison")
+    comparison = Comparison(config, read_base(path, config.base, config.set, overrides))
+    problems: list[str] = []
+    for name in config.variants:
+        try:
+            comparison.run(name, config.seeds[0])
+        except ConfigError as error:
+            problems += [f"variant {name!r}: {line}" for line in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return comparison

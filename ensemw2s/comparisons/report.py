@@ -1,0 +1,96 @@
+"""comparison.html, comparison.json and the table on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ensemw2s.comparisons.config import Comparison
+from ensemw2s.comparisons.table import SHARED, Difference, SplitTable, VariantRow
+from ensemw2s.core.metrics import Interval
+from ensemw2s.runs.report_format import flops, p_value, percent_interval
+from ensemw2s.runs.report_render import page
+from ensemw2s.runs.store import write_atomic
+
+TEMPLATES = Path(__file__).parent / "templates"
+HEADER = [
+    "system",
+    "ensemble",
+    "against the single model",
+    "student",
+    "against its student",
+    "PGR",
+    "weak FLOPs",
+]
+NOTES = (
+    "Shares of questions answered right, means over the seeds. Intervals and differences resample seeds and questions together; "
+    "with few seeds they say little about other seeds.",
+    "p is of a paired permutation test over questions, corrected by Holm's method for all differences on the split.",
+    "Weak FLOPs: training and scoring of the members of one run, as estimated, whether computed in that run or taken from an equal one.",
+)
+
+
+def write_comparison(comparison: Comparison, tables: list[SplitTable]) -> None:
+    """Write comparison.json and comparison.html into the comparison's folder."""
+    folder = comparison.folder
+    content = {"seeds": list(comparison.config.seeds), "splits": [t.to_dict() for t in tables]}
+    write_atomic(folder / "comparison.json", json.dumps(content, indent=1) + "\n")
+    html = page(
+        TEMPLATES,
+        "comparison.html.j2",
+        name=comparison.config.name,
+        seeds=len(comparison.config.seeds),
+        header=HEADER,
+        tables=[{"split": t.split, "n": _count(t), "rows": cells(t)} for t in tables],
+        notes=NOTES,
+        variants={
+            name: ", ".join(f"{k}={json.dumps(v)}" for k, v in changes.items()) or "the experiment as it is"
+            for name, changes in comparison.config.variants.items()
+        },
+    )
+    write_atomic(folder / "comparison.html", html)
+
+
+def render_table(table: SplitTable, seeds: int) -> str:
+    """One split's table as text."""
+    rows = [HEADER, *cells(table)]
+    widths = [max(len(r[c]) for r in rows) for c in range(len(HEADER))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join([f"{table.split}: {_count(table)} questions, {seeds} seed(s)", *lines])
+
+
+def cells(table: SplitTable) -> list[list[str]]:
+    """The rows as text: shared systems, then variants."""
+    weak = {label for key, label in SHARED if key.startswith("weak")}
+    rows = []
+    for label, interval in table.shared.items():
+        row = [label, *("" for _ in HEADER[1:])]
+        # One model stands in the ensemble's column, a taught one in the student's.
+        row[1 if label in weak else 3] = _interval(interval)
+        rows.append(row)
+    return rows + [_variant(row) for row in table.variants]
+
+
+def _variant(row: VariantRow) -> list[str]:
+    return [
+        f"{row.name} ({row.members:.3g} members)",
+        _interval(row.ensemble),
+        _difference(row.ensemble_difference),
+        _interval(row.student),
+        _difference(row.student_difference),
+        "undefined" if row.pgr is None else f"{row.pgr.value:.2f} ({row.pgr.low:.2f} to {row.pgr.high:.2f})",
+        flops(row.weak_flops),
+    ]
+
+
+def _count(table: SplitTable) -> int:
+    return next(iter(table.shared.values())).n
+
+
+def _interval(interval: Interval) -> str:
+    return percent_interval(interval.to_dict())
+
+
+def _difference(d: Difference) -> str:
+    return f"{d.value * 100:+.1f} ({d.low * 100:+.1f} to {d.high * 100:+.1f}), {p_value(d.p_holm)}"

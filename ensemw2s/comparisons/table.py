@@ -1,0 +1,167 @@
+"""From the predictions of many runs to one table: means over seeds, paired intervals, Holm's correction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ensemw2s.comparisons.config import Comparison
+from ensemw2s.core.metrics import (
+    Interval,
+    accuracy_interval,
+    paired_bootstrap,
+    paired_permutation,
+    pgr_interval,
+)
+from ensemw2s.core.multiple import holm
+from ensemw2s.engine.answers import normalize_answer
+from ensemw2s.errors import ArtifactError
+
+SHARED = (
+    ("weak_zero_shot", "Weak model as it is"),
+    ("weak_single", "Single weak model"),
+    ("student_single", "Student of the single model"),
+    ("strong_zero_shot", "Strong model as it is"),
+    ("strong_on_easy", "Strong model, easy labels"),
+    ("ceiling", "Ceiling (true hard labels)"),
+)
+"""systems that do not depend on the variant, from the first variant's runs"""
+WEAK_STAGES = ("prior-", "member-", "votes-member-", "answers-member-")
+
+Scores = dict[str, np.ndarray]
+"""system -> (n_seeds, n) 1.0 where right, samples in one order"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Against the reference system; `p_holm` is corrected for all differences of the table on this split."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant on one test split.
+
+    Attributes:
+        name: of the variant.
+        ensemble, student: accuracies.
+        ensemble_difference: ensemble minus the single weak model of the first variant.
+        student_difference: student minus the single model's student of the first variant.
+        pgr: of the student, None where there may be no gap.
+        members: members that vote, mean over the seeds.
+        weak_flops: FLOPs of the weak side, mean over the seeds.
+    """
+
+    name: str
+    ensemble: Interval
+    student: Interval
+    ensemble_difference: Difference
+    student_difference: Difference
+    pgr: Interval | None
+    members: float
+    weak_flops: float
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """The comparison on one split: systems that all variants share, and a row a variant."""
+
+    split: str
+    shared: dict[str, Interval]
+    variants: list[VariantRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def read_scores(run_dirs: list[Path], split: str) -> Scores:
+    """Who was right, from the stored predictions of one variant's runs, a run a seed.
+
+    Raises:
+        ArtifactError: the runs answered different questions.
+    """
+    tables = [pq.read_table(folder / "predictions" / f"{split}.parquet").to_pylist() for folder in run_dirs]
+    ids = [row["id"] for row in tables[0]]
+    if any([row["id"] for row in table] != ids for table in tables):
+        raise ArtifactError(f"the runs do not have the same questions in {split}: make the comparison anew")
+    systems = [c for c in tables[0][0] if c not in ("id", "question", "choices", "truth")]
+    return {s: np.array([[float(_right(row, s)) for row in table] for table in tables]) for s in systems}
+
+
+def _right(row: dict[str, Any], system: str) -> bool:
+    if row["choices"] is not None:
+        return bool(row[system] == row["truth"])
+    return normalize_answer(row[system]) == normalize_answer(row["truth"])
+
+
+def build_table(
+    comparison: Comparison,
+    results: dict[str, list[dict[str, Any]]],
+    folders: dict[str, list[Path]],
+    split: str,
+) -> SplitTable:
+    """The table of one split.
+
+    Args:
+        comparison: names the variants; the first one is where the shared systems come from.
+        results: results.json of each variant's runs, a run a seed.
+        folders: their run directories.
+        split: a test split.
+    """
+    scores = {name: read_scores(folders[name], split) for name in comparison.config.variants}
+    base = scores[next(iter(scores))]
+    resamples, level = comparison.base.evaluation.resamples, comparison.base.evaluation.level
+    accuracy = partial(accuracy_interval, n_resamples=resamples, seed=0, level=level)
+    pairs = [
+        (scores[name][ours], base[theirs])
+        for name in scores
+        for ours, theirs in (("weak_ensemble", "weak_single"), ("student_ensemble", "student_single"))
+    ]
+    p_values = [paired_permutation(a, b, n_permutations=resamples, seed=0) for a, b in pairs]
+    differences = [
+        _difference(paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level), p, float(adjusted))
+        for (a, b), p, adjusted in zip(pairs, p_values, holm(p_values), strict=True)
+    ]
+    rows = []
+    for index, (name, own) in enumerate(scores.items()):
+        runs = results[name]
+        rows.append(
+            VariantRow(
+                name,
+                accuracy(own["weak_ensemble"]),
+                accuracy(own["student_ensemble"]),
+                differences[2 * index],
+                differences[2 * index + 1],
+                pgr_interval(
+                    base["weak_single"],
+                    own["student_ensemble"],
+                    base["ceiling"],
+                    n_resamples=resamples,
+                    seed=0,
+                    level=level,
+                ),
+                float(np.mean([r["selected_rounds"] for r in runs])),
+                float(np.mean([_weak_flops(r) for r in runs])),
+            )
+        )
+    shared = {label: accuracy(base[key]) for key, label in SHARED}
+    return SplitTable(split, shared, rows)
+
+
+def _difference(interval: Interval, p: float, adjusted: float) -> Difference:
+    return Difference(interval.value, interval.low, interval.high, p, adjusted)
+
+
+def _weak_flops(results: dict[str, Any]) -> float:
+    return sum(c["flops"] for stage, c in results["cost"].items() if stage.startswith(WEAK_STAGES))

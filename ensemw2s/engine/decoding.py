@@ -1,0 +1,231 @@
+"""Continuous voted decoding: requests enter and leave between steps, one call to each member a step.
+
+    engine = VotingEngine(pool, refs, alphas, decode=tokenizer.decode, eos_ids=(2,))
+    number = engine.add(DecodeRequest(prompt, max_new_tokens=64, stop=("\\n",)))
+    while engine.pending:
+        for output in engine.step():
+            print(output.text, end="")
+
+What a request gives does not depend on the others (in float32, but for probabilities that tie within rounding).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from ensemw2s.engine.decoding_members import Running
+from ensemw2s.engine.decoding_messages import (
+    Decision,
+    DecodeCounts,
+    DecodeRequest,
+    Finish,
+    MemberFacts,
+    StepOutput,
+)
+from ensemw2s.engine.decoding_round import Members
+from ensemw2s.engine.decoding_text import AnswerText
+from ensemw2s.engine.pool import SupervisorPool
+from ensemw2s.engine.tasks import ModelRef
+from ensemw2s.errors import ModelError
+
+
+class VotingEngine:
+    """Decodes any number of requests by the vote of T members.
+
+    ``add`` and ``cancel`` may be called from any thread while another one is in ``step``.
+
+    Args:
+        pool: who calls the members; member m is called on slot m.
+        members: the voting models, T of them, of one vocabulary.
+        alphas: (T,) weights, not negative, not all 0.
+        decode: token ids to text, special tokens left out; None where no text is wanted.
+        eos_ids: end-of-text ids, for requests that name none.
+        top_k: tokens that each member sends for each row.
+        batch_tokens: bound on rows times longest text (prompt + max_new_tokens); one row may exceed it.
+        max_rows: bound on rows.
+        enter_together: newcomers wait until there is room for this many, or for as many as are running.
+        quorum: how many members must be left for the others to go on without one that has failed for good; None:
+            such a failure is raised.
+    """
+
+    def __init__(
+        self,
+        pool: SupervisorPool,
+        members: Sequence[ModelRef | Hashable],
+        alphas: Sequence[float] | np.ndarray,
+        *,
+        decode: Callable[[list[int]], str] | None = None,
+        eos_ids: Sequence[int] = (),
+        top_k: int = 64,
+        batch_tokens: int = 16384,
+        max_rows: int = 256,
+        enter_together: int = 1,
+        quorum: int | None = None,
+    ) -> None:
+        self._alphas = np.asarray(alphas, dtype=np.float64)
+        if len(members) == 0 or self._alphas.shape != (len(members),):
+            raise ValueError(f"{len(members)} members came with weights of shape {self._alphas.shape}")
+        if not np.isfinite(self._alphas).all() or self._alphas.min() < 0 or self._alphas.sum() == 0:
+            raise ValueError(
+                f"weights must be finite, not negative and not all 0, got {self._alphas.tolist()}"
+            )
+        if top_k < 1 or batch_tokens < 1 or max_rows < 1:
+            raise ValueError("top_k, batch_tokens and max_rows must be at least 1")
+        self.counts = DecodeCounts()
+        self._members = Members(pool, members, top_k=top_k, quorum=quorum, counts=self.counts)
+        self._decode, self._eos = decode, tuple(int(e) for e in eos_ids)
+        self._batch_tokens, self._max_rows = batch_tokens, max_rows
+        self._enter_together = enter_together
+        self._restored: set[int] = set()
+        self._guard = threading.Lock()
+        self._next_id = 0
+        self._waiting: deque[Running] = deque()
+        self._cancelled: set[int] = set()
+        self._active: dict[int, Running] = {}
+
+    # -- requests --------------------------------------------------------------------------------------------
+
+    def add(self, request: DecodeRequest) -> int:
+        """Queue a request; the id that its outputs carry.
+
+        Raises:
+            ValueError: an empty prompt, ids outside of the vocabulary, weights that do not fit.
+            ModelError: the prompt leaves no room in the members' context.
+        """
+        weights = self._alphas if request.weights is None else np.asarray(request.weights, dtype=np.float64)
+        if weights.shape != self._alphas.shape:
+            raise ValueError(f"weights must have one entry a member, {len(self._alphas)}, got {len(weights)}")
+        if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() == 0:
+            raise ValueError(f"weights must be finite, not negative and not all 0, got {weights.tolist()}")
+        prompt = np.asarray(request.prompt)
+        facts = self.facts()
+        if prompt.ndim != 1 or len(prompt) == 0 or prompt.dtype.kind not in "iu":
+            raise ValueError("a prompt is a vector of at least one integer token id")
+        if prompt.min() < 0 or prompt.max() >= facts.vocab_size:
+            raise ValueError(f"token ids must be in 0..{facts.vocab_size - 1}")
+        if facts.max_positions is not None and len(prompt) > facts.max_positions:
+            raise ModelError(
+                f"a text has {len(prompt)} tokens, the model's context holds {facts.max_positions}: lower "
+                "data.max_length or vote.max_new_tokens"
+            )
+        if request.stop and self._decode is None:
+            raise ValueError("stop strings need a decode function")
+        answer = None
+        if self._decode is not None:
+            answer = AnswerText(self._decode, request.stop, after_text=request.stop_after_text)
+        eos = frozenset(self._eos if request.eos_ids is None else request.eos_ids)
+        with self._guard:
+            running = Running(self._next_id, request, weights, eos, answer)
+            self._next_id += 1
+            self._waiting.append(running)
+        return running.id
+
+    def cancel(self, request: int) -> None:
+        """Give up a request; its rows are free from the next step on. Nothing happens where it has ended."""
+        with self._guard:
+            self._cancelled.add(request)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run; those just cancelled count until the next step."""
+        return len(self._waiting) + len(self._active)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold rows."""
+        return len(self._active)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Members that the vote goes on without."""
+        return tuple(sorted(self._members.absent))
+
+    def restore(self, member: int) -> None:
+        """A failed member is there again: it votes from the next step on, on running requests too."""
+        with self._guard:
+            self._restored.add(member)
+
+    def facts(self) -> MemberFacts:
+        """The members' common vocabulary and limits; ModelError for members of different vocabularies."""
+        return self._members.facts()
+
+    # -- one step --------------------------------------------------------------------------------------------
+
+    def step(self) -> list[StepOutput]:
+        """One token for every running request, newcomers included.
+
+        An error of a member is raised when every member has been heard; the requests are kept, and the next step
+        begins from their texts.
+        """
+        self._admit()
+        if not self._active:
+            self.close()
+            return []
+        try:
+            decisions = self._members.decide(self._active)
+        except BaseException:
+            self._members.forget()
+            raise
+        self.counts.steps += 1
+        outputs = [self._output(self._active[i], decision) for i, decision in decisions.items()]
+        for output in outputs:
+            self.counts.paths[output.decision.path] += 1
+            if output.finish is not None:
+                del self._active[output.request]
+        if not self.pending:
+            self.close()
+        return outputs
+
+    def close(self) -> None:
+        """Free the members' rows; running requests, if any, begin anew from their texts."""
+        self._members.end()
+
+    def _admit(self) -> None:
+        """Drop what was cancelled; let waiting requests in, in their order, as far as there is room."""
+        with self._guard:
+            self._members.absent -= self._restored
+            self._restored.clear()
+            if self._cancelled:
+                self._waiting = deque(r for r in self._waiting if r.id not in self._cancelled)
+                for i in self._cancelled & self._active.keys():
+                    del self._active[i]
+                self._cancelled.clear()
+            if self._active and not self.facts().can_enter:
+                return
+            rows, longest = len(self._active), max((r.longest for r in self._active.values()), default=0)
+            entering = 0
+            for waiting in self._waiting:
+                longest = max(longest, waiting.longest)
+                fits = rows < self._max_rows and (rows + 1) * longest <= self._batch_tokens
+                if rows and not fits:
+                    break
+                rows, entering = rows + 1, entering + 1
+            if entering < min(self._enter_together, len(self._waiting), len(self._active)):
+                return
+            for _ in range(entering):
+                running = self._waiting.popleft()
+                self._active[running.id] = running
+
+    def _output(self, running: Running, decision: Decision) -> StepOutput:
+        index = len(running.tokens)
+        running.tokens.append(decision.token)
+        limit = self.facts().max_positions
+        text = ""
+        finish: Finish | None = None
+        if decision.token in running.eos:
+            finish = "eos"
+        elif running.answer is not None:
+            text = running.answer.push(decision.token)
+        full = limit is not None and len(running.request.prompt) + len(running.tokens) > limit
+        if finish is None and (len(running.tokens) == running.request.max_new_tokens or full):
+            finish = "length"
+        if running.answer is not None:
+            if finish is not None and not running.answer.stopped:
+                text += running.answer.finish()
+            if running.answer.stopped:
+                finish = "stop"
+        return StepOutput(running.id, index, decision, text, finish)

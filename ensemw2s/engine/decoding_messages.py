@@ -1,0 +1,178 @@
+"""What a voted decode is asked, what it answers, and what travels between the vote and the members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ensemw2s.core.sampling import SamplingParams
+from ensemw2s.engine.tasks import TopK
+
+Finish = Literal["stop", "length", "eos"]
+Path = Literal["certified", "candidates", "wider", "full", "drawn"]
+PATHS: tuple[Path, ...] = ("certified", "candidates", "wider", "full", "drawn")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeRequest:
+    """One text to be continued.
+
+    Attributes:
+        prompt: (p,) integer token ids, p >= 1.
+        max_new_tokens: longest answer in tokens, at least 1.
+        stop: strings that end the answer and are no part of it.
+        eos_ids: end-of-text ids; None is the engine's.
+        sampling: temperature, top-p and seed; greedy by default.
+        top_logprobs: how many of the most probable tokens of the mixture to report for each token.
+        weights: (T,) voting weights instead of the engine's; a member of weight 0 is not asked.
+        stop_after_text: stop strings count only after the first visible character.
+    """
+
+    prompt: np.ndarray
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    top_logprobs: int = 0
+    weights: tuple[float, ...] | None = None
+    stop_after_text: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.top_logprobs < 0:
+            raise ValueError(f"top_logprobs must be at least 0, got {self.top_logprobs}")
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise ValueError(f"stop must be a tuple of strings that are not empty, got {self.stop!r}")
+
+
+@dataclass(frozen=True)
+class MemberSay:
+    """What one member said about one token.
+
+    Attributes:
+        tokens: its most probable tokens, descending.
+        probabilities: theirs.
+        voted: its probability of the token that was voted.
+    """
+
+    tokens: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    voted: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One voted token and how it came about.
+
+    Attributes:
+        token: its id.
+        probability: its probability under the mixture (at temperature 1), in (0, 1].
+        path: how it was decided. certified: from what the members sent; candidates: after the exact values of
+            a few tokens; wider: after twice as many tokens; full: from the whole rows; drawn: sampled
+            from one member's own distribution.
+        top: the most probable tokens of the mixture and their probabilities, as many as asked for.
+        members: what each member said; None for one that had no vote.
+    """
+
+    token: int
+    probability: float
+    path: Path
+    top: tuple[tuple[int, float], ...]
+    members: tuple[MemberSay | None, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the probability."""
+        return float(np.log(self.probability))
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One token of one request.
+
+    Attributes:
+        request: id that ``add`` gave.
+        index: place of the token in the answer, from 0.
+        decision: the token and who voted for what.
+        text: what can be shown now: whole characters, stop strings held back. The texts of a request joined
+            are its answer.
+        finish: why the request ends with this token (end-of-text, a stop string, or its length), else None.
+    """
+
+    request: int
+    index: int
+    decision: Decision
+    text: str
+    finish: Finish | None
+
+
+@dataclass
+class DecodeCounts:
+    """Tokens decided by each path, calls to members, and tokens that the members read."""
+
+    paths: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(PATHS, 0))
+    steps: int = 0
+    extra_calls: int = 0
+    forwarded: int = 0
+    losses: int = 0
+
+    @property
+    def decisions(self) -> int:
+        """Tokens decided."""
+        return sum(self.paths.values())
+
+    def as_dict(self) -> Mapping[str, int]:
+        """Flat, for metrics."""
+        return {
+            **{str(path): n for path, n in self.paths.items()},
+            "steps": self.steps,
+            "extra_calls": self.extra_calls,
+            "forwarded": self.forwarded,
+            "losses": self.losses,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class MemberStep:
+    """One call to one member.
+
+    Attributes:
+        session: name of the decode; a member that does not know it has lost its cache.
+        begin: forget any decode before and begin this session.
+        keep: (n,) int32 rows that go on, in their new order; None where all do.
+        tokens: (n,) int32, the token that each of them is continued by.
+        prompts: texts of new rows, appended after them.
+        k: tokens to send.
+        draw_rows, draw_uniforms: (d,) rows to draw a token of, and the numbers in [0, 1) to draw by.
+    """
+
+    session: str
+    begin: bool
+    keep: np.ndarray | None
+    tokens: np.ndarray
+    prompts: tuple[np.ndarray, ...]
+    k: int
+    draw_rows: np.ndarray
+    draw_uniforms: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class MemberReply:
+    """The answer: the most probable tokens of all rows, and the drawn tokens, (d,) int64."""
+
+    top: TopK
+    drawn: np.ndarray
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """What the scheduler needs to know of a member: V, context length (None: no limit), and whether new rows may
+    enter beside others."""
+
+    vocab_size: int
+    max_positions: int | None
+    can_enter: bool

@@ -1,0 +1,85 @@
+"""Files that describe several runs of one experiment: sweeps and comparisons."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ensemw2s.config import ExperimentConfig
+from ensemw2s.errors import ConfigError
+from ensemw2s.settings.load import load_config
+from ensemw2s.settings.paths import absolute_paths
+from ensemw2s.settings.yaml_text import parse
+
+Study = TypeVar("Study", bound=BaseModel)
+
+
+def read_study(path: pathlib.Path | str, kind: type[Study], what: str) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: a YAML file.
+        kind: what it must hold.
+        what: sweep or comparison, for messages.
+
+    Raises:
+        ConfigError: with one line for every problem.
+    """
+    path = pathlib.Path(path)
+    try:
+        document = parse(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file: give the path of a {what} file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document.value, dict):
+        needed = ", ".join(name for name, field in kind.model_fields.items() if field.is_required())
+        raise ConfigError(f"{path} is no {what} file: the keys {needed} are needed")
+    if document.problems:
+        raise ConfigError(document.problems)
+    if "base" not in document.value and "weak" in document.value:
+        raise ConfigError(
+            f"{path} is an experiment, not a {what}: write a {what} file that names it: base: {path.name}"
+        )
+    try:
+        return kind.model_validate(document.value)
+    except ValidationError as error:
+        raise ConfigError([_line(item, kind) for item in error.errors()]) from None
+
+
+def read_base(
+    path: pathlib.Path | str, base: str, fixed: Mapping[str, Any], overrides: Sequence[str]
+) -> ExperimentConfig:
+    """The experiment of a study file, with absolute paths.
+
+    Args:
+        path: the study file; `base` is relative to its folder.
+        base: path of the experiment.
+        fixed: dotted field -> value for all runs; overrides win.
+        overrides: ``key=value`` as on the command line.
+
+    Raises:
+        ConfigError: with one line for every problem.
+    """
+    file = pathlib.Path(path).parent / pathlib.Path(base).expanduser()
+    return absolute_paths(load_config(file, [*assignments(fixed), *overrides]))
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+    """Dotted fields and plain values as overrides."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _line(item: Any, kind: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"{where}: it is missing: {kind.model_fields[str(item['loc'][0])].description}"
+    if item["type"] == "extra_forbidden":
+        fields = f": the fields are {', '.join(kind.model_fields)}" if len(item["loc"]) == 1 else ""
+        return f"{where}: there is no such field{fields}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

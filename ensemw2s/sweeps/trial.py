@@ -1,0 +1,52 @@
+"""One trial: an ordinary run that reports the accuracy on easy_val after every boosting round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ensemw2s.engine.tasks import ProgressEvent
+from ensemw2s.errors import EnsemW2SError
+from ensemw2s.sweeps.config import Sweep
+
+METRIC = "easy_val_accuracy"
+CACHE = "cache"
+
+
+def trial_name(trial_id: str) -> str:
+    """Name of a trial's run, from Ray Tune's id, whose last part counts the trials."""
+    return f"trial-{trial_id.rsplit('_', 1)[-1]}"
+
+
+def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
+    """Run by Ray Tune in a process of its own.
+
+    A trial that cannot give a result (its training diverged, no member is better than the prior) reports accuracy 0 and
+    why; it does not end the sweep.
+    """
+    from ray import tune
+
+    from ensemw2s import api
+    from ensemw2s.runs.store import RunStore
+
+    config = sweep.trial(values, name=trial_name(tune.get_context().get_trial_id()))
+    update: dict[str, Any] = {"executor": "local", "cache": str(sweep.folder / CACHE)}
+    if config.runtime.threads == "auto":
+        update["threads"] = threads
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update=update)})
+    rounds = 0
+
+    def note(event: ProgressEvent) -> None:
+        nonlocal rounds
+        if METRIC in event.metrics:
+            rounds = int(event.metrics["round"])
+            tune.report({"round": rounds, METRIC: event.metrics[METRIC], "finished": False, "failure": ""})
+
+    try:
+        result = api.run(config, progress=note, until=sweep.config.until)
+    except EnsemW2SError as error:
+        tune.report({"round": rounds + 1, METRIC: 0.0, "finished": True, "failure": str(error)})
+        return
+    chosen = RunStore(result.run_dir).require("select").info
+    selected = int(chosen["selected"])
+    final = {"round": config.boosting.rounds, METRIC: float(chosen["scores"][selected - 1])}
+    tune.report({**final, "members": selected, "finished": True, "failure": ""})

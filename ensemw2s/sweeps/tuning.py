@@ -1,0 +1,256 @@
+"""Ray Tune over trials: search space, stopping, resources, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemw2s.config import identity_differences
+from ensemw2s.errors import ConfigError, ResourceError, RunDirectoryError
+from ensemw2s.runs.store import directory_errors, write_atomic
+from ensemw2s.sweeps.config import ParameterConfig, Sweep
+from ensemw2s.sweeps.trial import METRIC, run_trial, trial_name
+
+Say = Callable[[str], None]
+SWEEP_FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What became of one trial.
+
+    Attributes:
+        name: of its run directory under trials/.
+        values: the fields that vary.
+        accuracy: on easy_val, of the members that vote (finished), or of those so far.
+        rounds: boosting rounds that it went through.
+        status: finished, stopped (early), or failed.
+        detail: why it failed.
+    """
+
+    name: str
+    values: dict[str, Any]
+    accuracy: float
+    rounds: int
+    status: str
+    detail: str = ""
+
+
+def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
+    """Run what is not finished yet; best trial first, finished ones before stopped ones.
+
+    Raises:
+        RunDirectoryError: the folder holds another sweep, or cannot be written.
+        ResourceError: no node of the cluster holds one trial.
+    """
+    from ray import tune
+
+    from ensemw2s.cluster.runner import ray_session
+
+    _claim(sweep)
+    # Trials read files by absolute paths and write nothing into Tune's folders.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Tune would end quietly on Ctrl-C; the command line says that the same command continues.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    with ray_session(sweep.base):
+        cpus, gpus, threads = trial_resources(sweep)
+        trainable = tune.with_resources(
+            tune.with_parameters(run_trial, sweep=sweep, threads=threads), {"cpu": cpus, "gpu": gpus}
+        )
+        state = sweep.folder / "tune"
+        if tune.Tuner.can_restore(str(state)):
+            say("continuing the sweep")
+            tuner = tune.Tuner.restore(
+                str(state), trainable, resume_unfinished=True, restart_errored=True, param_space=_space(sweep)
+            )
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                param_space=_space(sweep),
+                tune_config=_tune_config(sweep),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(sweep.folder),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=sweep.base.runtime.max_failures),
+                    callbacks=[make_narrator(say)],
+                ),
+            )
+        results = tuner.fit()
+    outcomes = [_outcome(result) for result in results]
+    order = {"finished": 0, "stopped": 1, "failed": 2}
+    return sorted(outcomes, key=lambda o: (order[o.status], -o.accuracy, o.name))
+
+
+def trial_resources(sweep: Sweep) -> tuple[float, float, int]:
+    """Logical CPUs, GPUs and torch threads of one trial on the connected cluster.
+
+    Raises:
+        ResourceError: no node holds one trial.
+    """
+    import ray
+
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    with_gpu = [n for n in nodes if n.get("GPU", 0.0) > 0]
+    config = sweep.config
+    use_gpu = bool(with_gpu) and sweep.base.runtime.device != "cpu"
+    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if use_gpu else 0.0)
+    if config.cpus_per_trial is not None:
+        cpus = config.cpus_per_trial
+    elif gpus > 0 and with_gpu:
+        cpus = min(max(1.0, n["CPU"] * gpus / n["GPU"]) for n in with_gpu)
+    else:
+        cpus = min(n["CPU"] for n in nodes)
+    if not any(n["CPU"] >= cpus and n.get("GPU", 0.0) >= gpus for n in nodes):
+        largest = max(nodes, key=lambda n: (n.get("GPU", 0.0), n["CPU"]))
+        have = f"{largest['CPU']:g} CPU and {largest.get('GPU', 0.0):g} GPU"
+        raise ResourceError(
+            f"a trial needs {cpus:g} CPU and {gpus:g} GPU, and the largest node has {have}: "
+            "lower cpus_per_trial or gpus_per_trial"
+        )
+    return float(cpus), float(gpus), max(1, int(cpus))
+
+
+def _claim(sweep: Sweep) -> None:
+    """Make the sweep's folder, or see that it holds this very sweep."""
+    path = sweep.folder / SWEEP_FILE
+    ours = {"sweep": sweep.config.identity(), "base": sweep.base.identity()}
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        differences = [
+            *identity_differences(theirs["sweep"], json.loads(json.dumps(ours["sweep"]))),
+            *identity_differences(theirs["base"], json.loads(json.dumps(ours["base"]))),
+        ]
+        if differences:
+            raise RunDirectoryError(
+                f"{sweep.folder} holds another sweep ({'; '.join(differences[:3])}): choose another name, or undo the change to continue it"
+            )
+        return
+    if sweep.folder.exists() and any(sweep.folder.iterdir()):
+        raise RunDirectoryError(
+            f"{sweep.folder} is not empty and holds no sweep: choose another name, or remove it"
+        )
+    with directory_errors(sweep.folder):
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(ours, indent=1) + "\n")
+
+
+def _space(sweep: Sweep) -> dict[str, Any]:
+    return {key: _domain(parameter) for key, parameter in sweep.config.parameters.items()}
+
+
+def _domain(parameter: ParameterConfig) -> Any:
+    from ray import tune
+
+    values = getattr(parameter, parameter.kind)
+    if parameter.kind == "grid":
+        return tune.grid_search(list(values))
+    if parameter.kind == "choice":
+        return tune.choice(list(values))
+    low, high = values
+    if parameter.kind == "randint":
+        # Ours includes the upper end.
+        return tune.randint(low, high + 1)
+    return (tune.uniform if parameter.kind == "uniform" else tune.loguniform)(low, high)
+
+
+def _tune_config(sweep: Sweep) -> Any:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    config = sweep.config
+    scheduler = None
+    if config.stopping is not None:
+        scheduler = ASHAScheduler(
+            time_attr="round",
+            max_t=_most_rounds(sweep),
+            grace_period=config.stopping.grace_rounds,
+            reduction_factor=config.stopping.reduction_factor,
+        )
+    if config.search == "optuna":
+        try:
+            import optuna
+        except ImportError:
+            raise ConfigError(
+                'search optuna needs the package optuna: pip install "ensemw2s[sweep]", or use search random'
+            ) from None
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        search: Any = OptunaSearch(seed=config.seed)
+    else:
+        # This generator limits itself; it ignores the limit of TuneConfig.
+        search = BasicVariantGenerator(random_state=config.seed, max_concurrent=config.trials_at_once or 0)
+    return tune.TuneConfig(
+        metric=METRIC,
+        mode="max",
+        num_samples=config.samples,
+        max_concurrent_trials=config.trials_at_once if config.search == "optuna" else None,
+        scheduler=scheduler,
+        search_alg=search,
+    )
+
+
+def _most_rounds(sweep: Sweep) -> int:
+    swept = sweep.config.parameters.get("boosting.rounds")
+    rounds = [sweep.base.boosting.rounds] if swept is None else [int(v) for v in swept.ends()]
+    # Above the last round, so that no trial is stopped with its last report.
+    return max(rounds) + 1
+
+
+def make_narrator(say: Say) -> Any:
+    """A Ray Tune callback that says one line for each round and each ended trial."""
+    from ray.tune import Callback
+
+    class Narrator(Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any) -> None:
+            if result.get("finished"):
+                return
+            say(f"{describe(trial)}: round {result['round']}, {result[METRIC]:.1%} of easy_val right")
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            last = trial.last_result or {}
+            done = sum(t.is_finished() for t in trials)
+            what = "stopped early" if not last.get("finished") else (last.get("failure") or "finished")
+            say(
+                f"{describe(trial)}: {what} at {last.get(METRIC, float('nan')):.1%} ({done} of {len(trials)} so far)"
+            )
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            say(f"{describe(trial)}: its process failed; see {Path(trial.local_path or '').name}/error.txt")
+
+    def describe(trial: Any) -> str:
+        values = ", ".join(f"{key}={shown(value)}" for key, value in trial.config.items())
+        return f"{trial_name(trial.trial_id)} ({values})"
+
+    return Narrator()
+
+
+def shown(value: Any) -> str:
+    """A value in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _outcome(result: Any) -> TrialOutcome:
+    metrics = result.metrics or {}
+    name = trial_name(str(metrics.get("trial_id", "unknown")))
+    values = dict(result.config or {})
+    if result.error is not None or METRIC not in metrics:
+        reason = str(result.error).strip().splitlines()[-1] if result.error else "no report"
+        return TrialOutcome(name, values, 0.0, int(metrics.get("round", 0)), "failed", reason)
+    status = "finished" if metrics["finished"] else "stopped"
+    if metrics["failure"]:
+        return TrialOutcome(name, values, 0.0, int(metrics["round"]), "failed", str(metrics["failure"]))
+    return TrialOutcome(name, values, float(metrics[METRIC]), int(metrics["round"]), status)
+
+
+def as_rows(outcomes: list[TrialOutcome]) -> list[dict[str, Any]]:
+    """Plain data, for JSON."""
+    return [asdict(outcome) for outcome in outcomes]

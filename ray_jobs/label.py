@@ -1,0 +1,58 @@
+"""Label a file of new questions with a trained ensemble, one supervisor a member.
+
+ray job submit --working-dir . -- python ray_jobs/label.py --run FOLDER/demo --input new.jsonl --output FOLDER/labels.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ensemw2s.jobs import (
+    add_waiting,
+    boosted_run,
+    check_kept,
+    label_samples,
+    load,
+    open_run,
+    plain_parser,
+    run_job,
+)
+
+
+def label(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Writes the labels whole or not at all."""
+    from ensemw2s.data.sources import load_unlabeled
+    from ensemw2s.data.writing import check_output, write_table
+
+    check_kept("--output", arguments.output)
+    output = check_output(Path(arguments.output))
+    samples = load_unlabeled(Path(arguments.input))
+    if arguments.run is not None:
+        config, folder = open_run(arguments.run, overrides)
+    else:
+        config = load(arguments.config, overrides)
+        folder = boosted_run(config).folder
+    table, members = label_samples(config, folder, samples, arguments)
+    write_table(table, output)
+    print(f"{table.num_rows} labels by {members} members: {output}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The run by its directory or by its configuration, and the files."""
+    made = plain_parser(__doc__)
+    run = made.add_mutually_exclusive_group(required=True)
+    run.add_argument("--run", help="run directory")
+    run.add_argument("--config", help="YAML file of the run")
+    made.add_argument(
+        "--input", required=True, help="JSONL, CSV or Parquet with question and, for multiple choice, choices"
+    )
+    made.add_argument("--output", required=True, help="file to write: .jsonl, .csv or .parquet")
+    add_waiting(made)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(parser(), label))

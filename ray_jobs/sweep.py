@@ -1,0 +1,25 @@
+"""A sweep: one experiment with many settings, chosen on validation.
+
+ray job submit --working-dir . -- python ray_jobs/sweep.py --config configs/sweep.yaml runs_dir=FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ensemw2s.jobs import check_kept, plain_parser, run_job
+from ensemw2s.sweeps.command import sweep
+from ensemw2s.sweeps.config import load_sweep
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Continues a sweep that was stopped."""
+    check_kept("runs_dir", str(load_sweep(arguments.config, overrides).folder))
+    return sweep(arguments.config, overrides)
+
+
+if __name__ == "__main__":
+    parser = plain_parser(__doc__)
+    parser.add_argument("--config", required=True, help="YAML file of the sweep")
+    sys.exit(run_job(parser, run))

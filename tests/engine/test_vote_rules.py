@@ -1,0 +1,105 @@
+"""Label models inside a run, and ensembles that are not boosted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemw2s import api
+from ensemw2s.config import ExperimentConfig
+from ensemw2s.core.boosting import effective_sample_size
+from ensemw2s.engine.boosting import load_records, unit_weights
+from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.votes import read_scores, system_choices, vote, vote_choices
+from ensemw2s.errors import ConfigError
+from ensemw2s.runs.store import RunStore
+from ensemw2s.settings import absolute_paths
+
+MakeConfig = Callable[..., dict[str, Any]]
+LEARNS = {"weak__training__epochs": 4, "weak__training__learning_rate": 2e-2}
+
+
+def boosted(make: MakeConfig, folder: Path, **replace: Any) -> RunContext:
+    config = api.as_config(ExperimentConfig.model_validate(make(folder, **LEARNS, **replace)))
+    result = api.run(config, until="labels")
+    return RunContext(absolute_paths(config), RunStore(result.run_dir), lambda event: None)
+
+
+@pytest.fixture(scope="module")
+def bagged(make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    boosting = {"rounds": 3, "method": "bagging"}
+    return boosted(make_tiny, tmp_path_factory.mktemp("bagged"), boosting=boosting, vote__rounds="all")
+
+
+def under(ctx: RunContext, **rule: Any) -> RunContext:
+    """The same run with another rule of the vote."""
+    config = ctx.config.model_copy(update={"vote": ctx.config.vote.model_copy(update=rule)})
+    return RunContext(config, ctx.store, ctx.report)
+
+
+def systems(ctx: RunContext) -> list[str]:
+    return [f"member-{r.attempt:02d}" for r in load_records(ctx)]
+
+
+def test_bagged_members_vote_equally_and_nothing_is_reweighted(bagged: RunContext) -> None:
+    records = load_records(bagged)
+    assert [r.alpha for r in records] == [1.0, 1.0, 1.0]
+    assert all(r.kept for r in records)
+    for record in records:
+        weights = unit_weights(bagged, record.attempt)
+        assert effective_sample_size(weights) == pytest.approx(len(weights))
+    # Each saw its own bootstrap: a bootstrap of n samples leaves some out, so the members differ.
+    assert len({r.errors["train"] for r in records}) > 1
+    assert all(r.errors["out_of_bag"] is not None for r in records)
+
+
+def test_seeds_see_all_samples(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    ctx = boosted(make_tiny, tmp_path, boosting={"rounds": 2, "method": "seeds"})
+    first, second = load_records(ctx)
+    assert first.errors["out_of_bag"] is second.errors["out_of_bag"] is None
+    assert first.train_tokens == second.train_tokens
+    assert not np.array_equal(read_scores(ctx, "member-00", "test"), read_scores(ctx, "member-01", "test"))
+
+
+def test_rules_against_their_definitions(bagged: RunContext) -> None:
+    names = systems(bagged)
+    alphas = np.array([3.0, 1.0, 1.0])
+    own = np.stack([system_choices(bagged, s, "test").index for s in names])
+
+    def chosen(**rule: Any) -> np.ndarray:
+        return vote_choices(under(bagged, **rule), names, alphas, "test").index
+
+    equal = vote_choices(bagged, names, np.ones(3), "test")
+    np.testing.assert_array_equal(chosen(label_model="uniform"), equal.index)
+    for question, picked in zip(own.T, chosen(label_model="plurality"), strict=True):
+        counts = np.bincount(question, minlength=4)
+        assert counts[picked] == counts.max()
+    truth = bagged.splits["easy_val"].answers
+    right = [float((system_choices(bagged, s, "easy_val").index == truth).mean()) for s in names]
+    np.testing.assert_array_equal(chosen(label_model="best_single"), own[int(np.argmax(right))])
+
+
+@pytest.mark.parametrize("model", ["weighted", "geometric", "em_weights", "dawid_skene", "glad"])
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_every_rule_labels_every_question(bagged: RunContext, model: str, calibrate: bool) -> None:
+    """And the same members on the same questions, given as new ones, get the same labels."""
+    ctx, names = under(bagged, label_model=model, calibrate=calibrate), systems(bagged)
+    stored = vote_choices(ctx, names, np.ones(3), "hard_train")
+    assert len(stored.index) == len(bagged.splits["hard_train"].samples)
+    assert ((stored.confidence > 0) & (stored.confidence <= 1)).all()
+    logprobs = np.stack([read_scores(bagged, s, "hard_train") for s in names])
+    fresh = vote(ctx, names, np.ones(3), bagged.splits["hard_train"], logprobs)
+    np.testing.assert_array_equal(stored.index, fresh.index)
+
+
+def test_a_label_model_needs_choices(make_tiny: MakeConfig, free_questions: Path, tmp_path: Path) -> None:
+    config = make_tiny(
+        tmp_path, data__pool={"kind": "file", "path": str(free_questions)}, vote__label_model="uniform"
+    )
+    with pytest.raises(ConfigError, match=r"vote.label_model uniform .* needs multiple-choice data"):
+        api.run(ExperimentConfig.model_validate(config))
+    assert not (tmp_path / "runs").exists()
