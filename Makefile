@@ -20,8 +20,8 @@ demo: $(VENV)/.installed-demo ## the whole pipeline on a small real model, offli
 	$(BIN)/ensemw2s run configs/demo.yaml
 
 # The demo's model and question generator are tested, too.
-test: $(VENV)/.installed-demo ## set up and run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-demo ## set up and run all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

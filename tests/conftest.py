@@ -25,6 +25,21 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For runs with several processes: a file's tests share their fixtures, and one process has all that needs Ray.
+
+    That one is the longest, so it begins first.
+    """
+    with_ray = {
+        i.path for i in items if "ray_cluster" in getattr(i, "fixturenames", ()) or "ray_jobs" in i.path.parts
+    }
+    for item in items:
+        group = "ray" if item.path in with_ray else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in with_ray)
+
+
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx")
 PLACES = (
     "barn",

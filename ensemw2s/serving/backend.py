@@ -1,0 +1,162 @@
+"""The voting side behind the HTTP side: models of a run, wherever their members are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from ensemw2s.data.samples import Sample
+from ensemw2s.engine.decoding_messages import DecodeRequest
+from ensemw2s.errors import WorkerFailure
+from ensemw2s.serving.loop import VoteLoop
+from ensemw2s.serving.members import Members, Part
+from ensemw2s.serving.opening import OpenedRun
+from ensemw2s.serving.protocol import Health, LabelResult, ServedModel, Sink, TextScores, Unavailable
+from ensemw2s.serving.rows import collect_rows
+from ensemw2s.serving.settings import ServeSettings
+from ensemw2s.serving.voter import Voter
+
+T = TypeVar("T")
+RETRY_SECONDS = 0.2
+
+
+class VoteBackend:
+    """Implements :class:`ensemw2s.serving.protocol.Backend`.
+
+    Args:
+        run: what is served.
+        members: the supervisors, one slot for each of ``run.refs``.
+        settings: limits, quorum.
+
+    Raises:
+        UserError: a quorum larger than the ensemble.
+    """
+
+    def __init__(self, run: OpenedRun, members: Members, settings: ServeSettings) -> None:
+        run.check_quorum(settings.quorum)
+        self._run, self._members, self._settings = run, members, settings
+        self._voters = {
+            name: Voter(
+                name,
+                run.ctx,
+                ensemble,
+                Part(members, run.slots(name)),
+                quorum=settings.quorum,
+                created=run.created,
+                max_rows=settings.max_decoding_rows,
+                batch_tokens=settings.max_decoding_tokens,
+            )
+            for name, ensemble in run.ensembles.items()
+        }
+        self._models = {name: voter.model for name, voter in self._voters.items()}
+        members.on_return(self._returned)
+        self._loop = VoteLoop(self._voters, settings.member_seconds)
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What is served."""
+        return self._models
+
+    def start(self, model: str, request: DecodeRequest, sink: Sink) -> int:
+        """Begin to continue a text."""
+        return self._loop.start(model, request, sink)
+
+    def cancel(self, handle: int) -> None:
+        """Forget it and free its row."""
+        self._loop.cancel(handle)
+
+    async def score(self, model: str, texts: Sequence[np.ndarray], top: int) -> list[TextScores]:
+        """Voted scores of given texts; decode steps go on between their batches."""
+        voter = self._voters[model]
+        found: list[TextScores | None] = [None] * len(texts)
+        long = [i for i, t in enumerate(texts) if len(t) > 1]
+        for group in voter.text_batches([texts[i] for i in long]):
+            rows = [long[g] for g in group]
+            scores = await self._retried(voter, partial(voter.score, [texts[i] for i in rows], top))
+            for i, score in zip(rows, scores, strict=True):
+                found[i] = score
+        # A text of one token has nothing to score.
+        return [f or TextScores(np.zeros(0), [], len(voter.alive)) for f in found]
+
+    async def label(self, model: str, samples: Sequence[Sample]) -> list[LabelResult]:
+        """Choose, or generate with the run's own stop strings and length."""
+        voter = self._voters[model]
+        results: dict[int, LabelResult] = {}
+        choosing = [i for i, s in enumerate(samples) if s.choices is not None]
+        for begin in range(0, len(choosing), LABEL_BATCH):
+            rows = choosing[begin : begin + LABEL_BATCH]
+            chosen = await self._retried(voter, partial(voter.choose, [samples[i] for i in rows]))
+            results.update(zip(rows, chosen, strict=True))
+        free = [i for i in range(len(samples)) if i not in results]
+        if free:
+            prompts = await self._retried(voter, partial(voter.prompts, [samples[i] for i in free]))
+            results.update(zip(free, await self._generate(voter, prompts), strict=True))
+        return [results[i] for i in range(len(samples))]
+
+    async def _generate(self, voter: Voter, prompts: list[np.ndarray]) -> list[LabelResult]:
+        vote = self._run.ctx.config.vote
+        requests = [DecodeRequest(p, vote.max_new_tokens, vote.stop, stop_after_text=True) for p in prompts]
+        answers = await collect_rows(self, voter.model.name, requests, lambda: None)
+        return [
+            LabelResult(
+                choice=None,
+                text=answer.text.strip(),
+                confidence=float(np.prod([s.decision.probability for s in answer.steps])),
+                scores=(),
+                votes=None,
+                tokens=len(prompt),
+                voters=answer.voters or 0,
+            )
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ]
+
+    async def _retried(self, voter: Voter, work: Callable[[], T]) -> T:
+        """Work that members lose nothing by doing twice: tried again when one of them fails."""
+        deadline = time.monotonic() + self._settings.member_seconds
+        while True:
+            try:
+                result: T = await asyncio.wrap_future(self._loop.call(work))
+                return result
+            except WorkerFailure as error:
+                if time.monotonic() > deadline:
+                    alive, total = len(voter.alive), len(voter.model.members)
+                    raise Unavailable(
+                        f"{alive} of {total} members are alive, {voter.needed} are needed; try again later"
+                    ) from error
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def health(self) -> Health:
+        """Who is alive."""
+        members = {n: (len(v.alive), len(v.model.members)) for n, v in self._voters.items()}
+        ok = all(len(v.alive) >= v.needed for v in self._voters.values())
+        return Health(ok, members, self._loop.rows)
+
+    def _returned(self, slot: int) -> None:
+        for voter in self._voters.values():
+            voter.returned(slot)
+
+    async def close(self, seconds: float) -> None:
+        """Drain and end."""
+        await asyncio.to_thread(self._loop.close, seconds)
+        self._members.close()
+
+
+LABEL_BATCH = 32
+"""questions that are scored between two decode steps"""
+
+
+def local_backend(run: OpenedRun, settings: ServeSettings) -> VoteBackend:
+    """All members in this process."""
+    import os
+
+    from ensemw2s.serving.members import LocalMembers
+
+    threads = run.ctx.config.runtime.threads
+    count = (os.cpu_count() or 1) if threads == "auto" else threads
+    members = LocalMembers(run.ctx.config, run.ctx.run_dir, threads=count, models=len(run.refs))
+    return VoteBackend(run, members, settings)

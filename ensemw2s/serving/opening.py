@@ -1,0 +1,101 @@
+"""A run directory as models to serve: the ensemble, and the student as an ensemble of one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ensemw2s.engine.answers import Ensemble
+from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.tasks import ModelRef
+from ensemw2s.errors import ArtifactError, RunDirectoryError, UserError
+from ensemw2s.runs.store import MANIFEST, RunStore
+from ensemw2s.serving.members import quiet
+from ensemw2s.settings import absolute_paths, load_config
+
+MODELS = ("ensemble", "student")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """What a run has to serve.
+
+    Attributes:
+        ctx: the run.
+        ensembles: by served name; their slots follow one another in this order.
+        created: when the run was last changed, Unix time.
+    """
+
+    ctx: RunContext
+    ensembles: dict[str, Ensemble]
+    created: int
+
+    @property
+    def refs(self) -> list[ModelRef]:
+        """The weights of every slot."""
+        return [ref for ensemble in self.ensembles.values() for ref in ensemble.refs]
+
+    def check_quorum(self, quorum: int | None) -> None:
+        """Refuse a quorum that can never be reached.
+
+        Raises:
+            UserError: it is larger than the ensemble.
+        """
+        most = max(len(e.refs) for e in self.ensembles.values())
+        if quorum is not None and quorum > most:
+            raise UserError(f"quorum {quorum} is more than the {most} members that vote: give at most {most}")
+
+    def slots(self, name: str) -> list[int]:
+        """The slots of one model."""
+        begin = 0
+        for other, ensemble in self.ensembles.items():
+            if other == name:
+                return list(range(begin, begin + len(ensemble.refs)))
+            begin += len(ensemble.refs)
+        raise KeyError(name)
+
+
+def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None) -> OpenedRun:
+    """Look what a run has; its files are checked against their hashes, and no weights are loaded.
+
+    Args:
+        run_dir: made by ``ensemw2s run``.
+        models: what to serve; default: the ensemble, and the student where the run has come that far.
+
+    Raises:
+        RunDirectoryError: not a run directory.
+        ArtifactError: what is asked for is not there yet, or damaged.
+        UserError: a name that does not exist.
+    """
+    from ensemw2s.engine.labeling import selected_ensemble
+    from ensemw2s.engine.pipeline import student_system
+
+    folder = Path(run_dir).resolve()
+    store = RunStore(folder)
+    if not store.exists or not (folder / "config.yaml").is_file():
+        raise RunDirectoryError(
+            f"{run_dir} is not a run directory: give the folder that `ensemw2s run` made, for example runs/demo"
+        )
+    for name in models or ():
+        if name not in MODELS:
+            raise UserError(f"model {name!r} is not there to serve: choose among {', '.join(MODELS)}")
+    ctx = RunContext(absolute_paths(load_config(folder / "config.yaml", [])), store, quiet)
+    ensembles: dict[str, Ensemble] = {}
+    if models is None or "ensemble" in models:
+        ensembles["ensemble"] = selected_ensemble(ctx)
+    if store.done("student-ensemble") is not None:
+        if models is None or "student" in models:
+            system = student_system(ctx, "ensemble")
+            own = system.removeprefix("student-")
+            store.require(f"student-{own}")
+            ref = ModelRef("strong", 0, folder / "students" / own)
+            ensembles["student"] = Ensemble((system,), (ref,), np.ones(1))
+    elif models is not None and "student" in models:
+        raise ArtifactError(
+            f"{run_dir} has no student yet: run `ensemw2s run` on it to the end, or serve the ensemble alone"
+        )
+    return OpenedRun(ctx, ensembles, int((folder / MANIFEST).stat().st_mtime))

@@ -1,0 +1,105 @@
+"""A request checked against the server's limits and turned into rows to decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemw2s.core.sampling import SamplingParams
+from ensemw2s.engine.decoding_messages import DecodeRequest
+from ensemw2s.serving.errors import invalid
+from ensemw2s.serving.prompts import chat_prompt, check_lengths, check_model, completion_prompts
+from ensemw2s.serving.protocol import ServedModel
+from ensemw2s.serving.rows import row_seeds
+from ensemw2s.serving.schemas import ChatRequest, CompletionRequest, Shared
+from ensemw2s.serving.settings import ServeSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a request asks for.
+
+    Attributes:
+        model: of whom.
+        prompts: (p,) int32 each.
+        rows: one for each prompt and answer, the answers to a prompt together; empty where nothing is decoded.
+        n: answers to each prompt.
+        stops: stop strings.
+        logprobs: alternatives to report for every token; None where no log-probabilities are asked for.
+    """
+
+    model: ServedModel
+    prompts: Sequence[np.ndarray]
+    rows: Sequence[DecodeRequest]
+    n: int
+    stops: tuple[str, ...]
+    logprobs: int | None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts, each once."""
+        return sum(len(p) for p in self.prompts)
+
+
+def plan_completion(
+    body: CompletionRequest, models: Mapping[str, ServedModel], settings: ServeSettings
+) -> Plan:
+    """Check a completion request; raises ApiError."""
+    body.check()
+    model = check_model(models, body.model)
+    prompts = completion_prompts(model, body.prompt)
+    asked = 16 if body.max_tokens is None else body.max_tokens
+    limit = check_lengths(model, prompts, asked, settings, "prompt")
+    return _plan(body, model, prompts, limit, body.logprobs, "logprobs", settings)
+
+
+def plan_chat(body: ChatRequest, models: Mapping[str, ServedModel], settings: ServeSettings) -> Plan:
+    """Check a chat request; raises ApiError."""
+    body.check()
+    model = check_model(models, body.model)
+    prompt = chat_prompt(model, body.messages, settings.chat_template)
+    if len(prompt) == 0:
+        raise invalid("messages", "messages: a chat without a single token cannot be answered")
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    limit = check_lengths(model, [prompt], asked, settings, "messages")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _plan(body, model, [prompt], limit, logprobs, "top_logprobs", settings)
+
+
+def _plan(
+    body: Shared,
+    model: ServedModel,
+    prompts: Sequence[np.ndarray],
+    limit: int,
+    logprobs: int | None,
+    param: str,
+    settings: ServeSettings,
+) -> Plan:
+    n = body.n or 1
+    if n > settings.max_n:
+        raise invalid("n", f"n: {n}, this server gives at most {settings.max_n}")
+    if n * len(prompts) > settings.max_rows:
+        raise invalid(
+            "prompt",
+            f"{len(prompts)} prompts times n {n} are more than the {settings.max_rows} of one request",
+        )
+    if logprobs is not None and logprobs > settings.max_logprobs:
+        raise invalid(param, f"{param}: {logprobs}, this server gives at most {settings.max_logprobs}")
+    stops = body.stops
+    temperature = 1.0 if body.temperature is None else body.temperature
+    top_p = 1.0 if body.top_p is None else body.top_p
+    rows = [
+        DecodeRequest(
+            prompt=prompt,
+            max_new_tokens=limit,
+            stop=stops,
+            sampling=SamplingParams(temperature, top_p, seed),
+            top_logprobs=logprobs or 0,
+        )
+        for prompt in prompts
+        for seed in row_seeds(body.seed, n)
+        if limit > 0
+    ]
+    return Plan(model, prompts, rows, n, stops, logprobs)

@@ -1,0 +1,138 @@
+"""Members that are Ray Serve deployments: calls in order, and who is down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from ensemw2s.cluster.actors import unwrap
+from ensemw2s.engine.pool import Pending
+from ensemw2s.errors import WorkerFailure
+
+PATIENCE_SECONDS = 2.0
+"""a call that takes longer is looked after: is there a replica that works on it?"""
+PROBE_SECONDS = 3.0
+PAUSE_SECONDS = 0.3
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.TaskCancelledError, RayServeException, TimeoutError)
+_LOG = logging.getLogger(__name__)
+
+
+class ServeMembers:
+    """Implements :class:`ensemw2s.serving.members.Members`; used from one thread.
+
+    A member whose replica dies counts as down until its replacement answers.
+
+    Args:
+        handles: one deployment a slot.
+        call_seconds: a call that takes longer counts as a death.
+    """
+
+    def __init__(self, handles: Sequence[DeploymentHandle], call_seconds: float) -> None:
+        self.size = len(handles)
+        self._handles, self._seconds = list(handles), call_seconds
+        self._alive = [True] * self.size
+        self._last: list[ServePending | None] = [None] * self.size
+        self._callbacks: list[Callable[[int], None]] = []
+        self._closed = threading.Event()
+
+    def wait_ready(self) -> None:
+        """Return when every member has loaded its weights; Serve says what keeps one from it."""
+        for response in [handle.ping.remote() for handle in self._handles]:
+            response.result()
+
+    def submit(self, slot: int, method: str, *args: Any) -> Pending:
+        # Serve gives no order between calls, so the one before has to be answered.
+        last = self._last[slot]
+        if last is not None:
+            last.settle()
+        if not self._alive[slot]:
+            raise WorkerFailure(f"member {slot} is being replaced")
+        pending = ServePending(self, slot, self._handles[slot].call.remote(method, args), self._seconds)
+        self._last[slot] = pending
+        return pending
+
+    def alive(self, slot: int) -> bool:
+        return self._alive[slot]
+
+    def on_return(self, callback: Callable[[int], None]) -> None:
+        self._callbacks.append(callback)
+
+    def lost(self, slot: int) -> None:
+        """A call failed because the replica is gone: ask in the background until another one answers."""
+        if self._alive[slot] and not self._closed.is_set():
+            self._alive[slot] = False
+            _LOG.warning("member %d is down", slot)
+            threading.Thread(target=self._probe, args=(slot,), daemon=True).start()
+
+    def answers(self, slot: int) -> bool:
+        """Whether a replica answers now, beside whatever it works on."""
+        response = self._handles[slot].ping.remote()
+        try:
+            response.result(timeout_s=PROBE_SECONDS)
+        except (ray.exceptions.RayError, RayServeException, TimeoutError):
+            response.cancel()
+            return False
+        return True
+
+    def _probe(self, slot: int) -> None:
+        while not self._closed.wait(PAUSE_SECONDS):
+            if self.answers(slot):
+                _LOG.warning("member %d is back", slot)
+                self._alive[slot] = True
+                for callback in self._callbacks:
+                    callback(slot)
+                return
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+class ServePending:
+    """A call under way; its answer is fetched once and kept."""
+
+    def __init__(
+        self, members: ServeMembers, slot: int, response: DeploymentResponse, seconds: float
+    ) -> None:
+        self._members, self._slot, self._response = members, slot, response
+        self._deadline = time.monotonic() + seconds
+        self._settled = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def settle(self) -> None:
+        """Wait for the answer without looking at it."""
+        if self._settled:
+            return
+        try:
+            self._value = self._wait()
+        except ray.exceptions.RayTaskError as error:
+            self._error = unwrap(error)
+        except _LOST as error:
+            self._members.lost(self._slot)
+            self._error = WorkerFailure(f"member {self._slot} did not answer ({type(error).__name__})")
+        self._settled = True
+
+    def _wait(self) -> Any:
+        # Serve keeps a call until there is a replica to take it, however long that takes: whether there is one is asked
+        # beside it.
+        while True:
+            left = self._deadline - time.monotonic()
+            try:
+                return self._response.result(timeout_s=max(0.0, min(left, PATIENCE_SECONDS)))
+            except TimeoutError:
+                if left <= PATIENCE_SECONDS or not self._members.answers(self._slot):
+                    self._response.cancel()
+                    raise
+
+    def result(self) -> Any:
+        self.settle()
+        if self._error is not None:
+            raise self._error
+        return self._value

@@ -1,0 +1,84 @@
+"""What a server is started with: where it listens, who may ask, and how much one client may ask for."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ensemw2s.config.base import PositiveFloat, PositiveInt, Section
+from ensemw2s.errors import ConfigError
+
+
+class ServeSettings(Section):
+    """Settings of a server; every limit is per server process."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port; 0 takes a free one")
+    api_keys: Path | None = Field(
+        None,
+        description="file with one API key a line, read again when it changes; required off loopback",
+    )
+    max_body_bytes: PositiveInt = Field(2_000_000, description="largest request body")
+    max_prompt_tokens: PositiveInt = Field(4096, description="longest prompt")
+    max_output_tokens: PositiveInt = Field(1024, description="longest answer")
+    max_rows: PositiveInt = Field(
+        128, description="prompts times n of one request; questions of one label request"
+    )
+    max_n: PositiveInt = Field(16, description="answers to one prompt")
+    max_logprobs: Annotated[int, Field(ge=0, le=64)] = Field(20, description="alternatives a token")
+    max_concurrent: PositiveInt = Field(64, description="requests that are worked on at a time")
+    max_queue: Annotated[int, Field(ge=0)] = Field(
+        128, description="requests that wait; the next one gets 429"
+    )
+    request_seconds: PositiveFloat = Field(
+        300.0, description="longest time from a request's body to its answer's end"
+    )
+    body_seconds: PositiveFloat = Field(30.0, description="longest time to send a body")
+    max_decoding_rows: PositiveInt = Field(256, description="texts of one model that are decoded at a time")
+    max_decoding_tokens: PositiveInt = Field(
+        65536, description="tokens that they may have together, answers included"
+    )
+    member_seconds: PositiveFloat = Field(
+        60.0, description="how long requests wait for a member that is being replaced"
+    )
+    drain_seconds: PositiveFloat = Field(
+        30.0, description="time that requests under way get when the server stops"
+    )
+    quorum: PositiveInt | None = Field(
+        None, description="members that must be alive to answer; default: all of them"
+    )
+    chat_template: Literal["auto", "tokenizer", "plain"] = Field(
+        "auto",
+        description="tokenizer: its own template; plain: the run's prompt; auto: its own where it has one",
+    )
+    log_text: bool = Field(False, description="write prompts and answers to the log")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+    def check_exposure(self) -> None:
+        """Refuse to listen to other machines without keys.
+
+        Raises:
+            ConfigError: off loopback and no key file.
+        """
+        if self.api_keys is None and not self.on_loopback:
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines, which needs API keys: give --api-keys FILE "
+                "(one key a line), or listen on 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """``localhost``, ``127.0.0.0/8`` or ``::1``."""
+    if host.lower() in ("localhost", "localhost."):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

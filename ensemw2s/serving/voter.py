@@ -1,0 +1,198 @@
+"""One served model: its members' votes on tokens, on given texts and on choices. Called from one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ensemw2s.core.sampling import SamplingParams
+from ensemw2s.core.voting import choice_scores, mixture_logprob
+from ensemw2s.data.samples import Sample
+from ensemw2s.engine.answers import Ensemble
+from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.decoding import VotingEngine
+from ensemw2s.engine.decoding_vote import Goal, StepVote
+from ensemw2s.engine.encoded import EncodedSplits
+from ensemw2s.engine.votes import answer_choices
+from ensemw2s.errors import WorkerFailure
+from ensemw2s.models.scoring import MAX_HEAD_VALUES
+from ensemw2s.serving.members import Part
+from ensemw2s.serving.protocol import LabelResult, ServedModel, TextScores
+
+
+class Voter:
+    """The members of one model.
+
+    Loads the weights of all members when it is made.
+
+    Args:
+        name: of the model.
+        ctx: the run.
+        ensemble: whose members.
+        pool: where they are, in their order.
+        quorum: members that must be alive; None: all.
+        created: Unix time of the run.
+        max_rows: texts that are decoded at a time.
+        batch_tokens: tokens that they may have together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ctx: RunContext,
+        ensemble: Ensemble,
+        pool: Part,
+        *,
+        quorum: int | None,
+        created: int,
+        max_rows: int,
+        batch_tokens: int,
+    ) -> None:
+        self._ctx, self._ensemble, self._pool = ctx, ensemble, pool
+        self._side: EncodedSplits = ctx.side_splits(ensemble.systems[0])
+        size = len(ensemble.refs)
+        self.needed = size if quorum is None else min(quorum, size)
+        tokenizer = self._side.tokenizer
+        ends = pool.submit(0, "end_of_text", ensemble.refs[0]).result()
+        self.engine = VotingEngine(
+            pool,
+            ensemble.refs,
+            ensemble.alphas,
+            decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+            eos_ids=ends,
+            top_k=ctx.config.vote.top_k,
+            batch_tokens=batch_tokens,
+            max_rows=max_rows,
+            # The first of several that come at once does not wait for the others: they enter at the next step.
+            enter_together=1,
+            quorum=self.needed if self.needed < size else None,
+        )
+        facts = self.engine.facts()
+        self._vocab_size = facts.vocab_size
+        weights = ensemble.alphas / ensemble.alphas.sum()
+        self.model = ServedModel(
+            name=name,
+            tokenizer=tokenizer,
+            context=facts.max_positions,
+            vocab_size=facts.vocab_size,
+            members=ensemble.systems,
+            weights=tuple(float(w) for w in weights),
+            prompt=ctx.config.data.prompt,
+            add_bos=ctx.config.data.add_bos,
+            created=created,
+            end_ids=frozenset(int(e) for e in ends),
+        )
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Its members' slots in the whole pool."""
+        return self._pool.slots
+
+    @property
+    def alive(self) -> list[int]:
+        """Places of the members that can be asked."""
+        return self._pool.alive()
+
+    def returned(self, slot: int) -> None:
+        """A member that was down is there again."""
+        if slot in self._pool.slots:
+            self.engine.restore(self._pool.slots.index(slot))
+
+    # -- given texts -----------------------------------------------------------------------------------------
+
+    def text_batches(self, texts: Sequence[np.ndarray]) -> Iterator[list[int]]:
+        """Indices of texts that are read together: like lengths, and at most 256 MiB of probabilities a member."""
+        room = max(1, MAX_HEAD_VALUES // self._vocab_size)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        begin = 0
+        while begin < len(order):
+            count = max(1, room // len(texts[order[begin]]))
+            yield order[begin : begin + count]
+            begin += count
+
+    def score(self, texts: Sequence[np.ndarray], top: int) -> list[TextScores]:
+        """Voted probability of every token of every text but its first, each (n,) with n >= 2, and the best others.
+
+        Raises:
+            WorkerFailure: a member failed.
+        """
+        asked, refs, alphas = self._voting()
+        k = min(max(self._ctx.config.vote.top_k, top), self._vocab_size)
+        says = self._ask_all(asked, "text_begin", list(texts), k)
+        targets = np.concatenate([t[1:] for t in texts])
+        vote = StepVote(
+            says,
+            alphas,
+            self._vocab_size,
+            [Goal(SamplingParams(), top=top, drawn=int(t)) for t in targets],
+            lambda method, rows, *args: self._ask_all(asked, method.replace("decode_", "text_"), rows, *args),
+            places=asked,
+            n_members=len(self._ensemble.refs),
+        )
+        decisions = vote.decide()
+        for place in asked:
+            self._pool.submit(place, "text_end", refs[place]).result()
+        result, begin = [], 0
+        for text in texts:
+            own = decisions[begin : begin + len(text) - 1]
+            begin += len(own)
+            logs = np.array([np.log(max(d.probability, np.finfo(np.float64).tiny)) for d in own])
+            tops = [[(v, float(np.log(max(p, np.finfo(np.float64).tiny)))) for v, p in d.top] for d in own]
+            result.append(TextScores(logs, tops, len(asked)))
+        return result
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    def prompts(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Questions without choices as prompts; raises DataError."""
+        return [e.prompt for e in self._side.encoder.encode(samples)]
+
+    def choose(self, samples: list[Sample]) -> list[LabelResult]:
+        """The choices of questions that have some, as ``ensemw2s label`` makes them.
+
+        Raises:
+            DataError: a question cannot be encoded.
+            WorkerFailure: a member failed.
+        """
+        data = self._side.encode(samples)
+        asked, _, alphas = self._voting()
+        requests = [(e.prompt, e.continuations) for e in data.encoded]
+        scores = self._ask_all(asked, "score_texts", requests, "questions")
+        logprobs = np.stack([s.logprobs for s in scores])
+        mixed = mixture_logprob(logprobs, alphas)
+        voted = answer_choices(self._ctx, data, mixed)
+        own = [answer_choices(self._ctx, data, member).index for member in logprobs]
+        how = self._ctx.config.vote.choice_score
+        values = choice_scores(mixed, data.choice_token_offsets, how, data.choice_bytes)
+        results = []
+        for i, sample in enumerate(samples):
+            part = values[data.choice_offsets[i] : data.choice_offsets[i + 1]]
+            best = part.max()
+            shares = np.exp(part - best) if np.isfinite(best) else np.ones_like(part)
+            choice = int(voted.index[i])
+            encoded = data.encoded[i]
+            results.append(
+                LabelResult(
+                    choice=choice,
+                    text=(sample.choices or ())[choice],
+                    confidence=float(voted.confidence[i]),
+                    scores=tuple(float(s) for s in shares / shares.sum()),
+                    votes={self._ensemble.systems[m]: int(own[j][i]) for j, m in enumerate(asked)},
+                    tokens=len(encoded.prompt) + sum(len(c) for c in encoded.continuations),
+                    voters=len(asked),
+                )
+            )
+        return results
+
+    def _voting(self) -> tuple[list[int], tuple[Any, ...], np.ndarray]:
+        """Places of the members that vote now, all members' weights, and the voters' alphas."""
+        asked = self.alive
+        if len(asked) < self.needed:
+            raise WorkerFailure(f"{len(asked)} of {len(self._ensemble.refs)} members are alive")
+        return asked, self._ensemble.refs, self._ensemble.alphas[asked]
+
+    def _ask_all(self, asked: Sequence[int], method: str, *args: Any) -> list[Any]:
+        pending = [self._pool.submit(m, method, self._ensemble.refs[m], *args) for m in asked]
+        return [p.result() for p in pending]

@@ -1,0 +1,143 @@
+"""Chats in the run's own prompt, and labels with everybody's vote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemw2s import api
+from ensemw2s.data.samples import Sample
+from ensemw2s.serving.backend import VoteBackend
+from ensemw2s.serving.prompts import plain_chat
+from ensemw2s.serving.schemas import ChatMessage
+
+SOUNDS = ["buzz loud", "hiss low", "roar far", "chirp high"]
+
+
+def test_a_chat_is_the_runs_prompt(client: Any) -> None:
+    body = {"model": "ensemble", "temperature": 0, "max_tokens": 8}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "the cat in the barn"}]}]
+    chat = client.post(
+        "/v1/chat/completions", {**body, "messages": messages, "logprobs": True, "top_logprobs": 2}
+    )
+    assert chat.status_code == 200, chat.text
+    choice = chat.json()["choices"][0]
+    prompt = "Question: the cat in the barn\nAnswer:"
+    text = client.post("/v1/completions", {**body, "prompt": prompt}).json()["choices"][0]["text"]
+    assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
+    for entry in choice["logprobs"]["content"]:
+        assert bytes(entry["bytes"]).decode() == entry["token"]
+        assert len(entry["top_logprobs"]) == 2
+        assert entry["logprob"] == entry["top_logprobs"][0]["logprob"]
+
+
+def test_a_streamed_chat_is_the_same(client: Any) -> None:
+    body = {
+        "model": "ensemble",
+        "messages": [{"role": "user", "content": "the cat in the barn"}],
+        "max_completion_tokens": 12,
+        "temperature": 0.7,
+        "seed": 3,
+        "n": 2,
+        "logprobs": True,
+    }
+    whole = client.post("/v1/chat/completions", body).json()
+    lines = client.post("/v1/chat/completions", {**body, "stream": True}).text.splitlines()
+    events = [
+        json.loads(line.removeprefix("data: ")) for line in lines if line and not line.endswith("[DONE]")
+    ]
+    for choice in whole["choices"]:
+        parts = [c for event in events for c in event["choices"] if c["index"] == choice["index"]]
+        assert parts[0]["delta"]["role"] == "assistant"
+        assert "".join(p["delta"].get("content", "") for p in parts) == choice["message"]["content"]
+        assert parts[-1]["finish_reason"] == choice["finish_reason"]
+        content = [entry for part in parts if part["logprobs"] for entry in part["logprobs"]["content"]]
+        assert content == choice["logprobs"]["content"]
+
+
+def test_turns_of_a_chat() -> None:
+    turns = [("system", "Be brief."), ("user", "2 + 2?"), ("assistant", " 4"), ("user", "3 + 3?")]
+    messages = [ChatMessage(role=role, content=text) for role, text in turns]  # type: ignore[arg-type]
+    expected = "Be brief.\n\nQ: 2 + 2?\nA: 4\n\nQ: 3 + 3?\nA:"
+    assert plain_chat("Q: {question}\nA:", messages) == expected
+
+
+def test_a_chat_template_is_used_where_there_is_one(
+    serve: Any, backend: VoteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = backend.models["ensemble"].tokenizer
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    body = {
+        "model": "ensemble",
+        "messages": [{"role": "user", "content": "hen"}],
+        "max_tokens": 5,
+        "temperature": 0,
+    }
+    templated = serve().post("/v1/chat/completions", body).json()
+    plain = serve(chat_template="plain").post("/v1/chat/completions", body).json()
+    n = len(tokenizer("user: hen\na:")["input_ids"])
+    assert templated["usage"]["prompt_tokens"] == n
+    assert plain["usage"]["prompt_tokens"] != n
+
+
+def test_no_template_where_one_is_demanded(serve: Any) -> None:
+    body = {"model": "ensemble", "messages": [{"role": "user", "content": "hen"}]}
+    answer = serve(chat_template="tokenizer").post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert "chat template" in answer.json()["error"]["message"]
+
+
+class TestLabel:
+    QUESTIONS = ("the cat in the barn", "the hen in the cave", "the lynx in the tree")
+
+    def test_choices_are_those_of_the_library(self, client: Any, served_run: Path) -> None:
+        samples = [Sample(f"s{i}", q, tuple(SOUNDS), None) for i, q in enumerate(self.QUESTIONS)]
+        table = api.load_ensemble(served_run).label(samples).to_pylist()
+        questions = [{"id": s.id, "question": s.question, "choices": SOUNDS} for s in samples]
+        answer = client.post("/v1/label", {"input": questions})
+        assert answer.status_code == 200, answer.text
+        for row, label in zip(table, answer.json()["data"], strict=True):
+            assert (label["id"], label["choice"], label["label"]) == (
+                row["id"],
+                row["label"],
+                row["label_text"],
+            )
+            assert label["confidence"] == pytest.approx(row["confidence"], abs=1e-6)
+            assert list(label["votes"].values()) == row["votes"]
+            assert sum(label["scores"]) == pytest.approx(1.0)
+            assert max(label["scores"]) == pytest.approx(label["confidence"])
+            assert label["scores"].index(max(label["scores"])) == label["choice"]
+
+    def test_one_question_by_the_student(self, client: Any) -> None:
+        body = {"model": "student", "input": {"question": self.QUESTIONS[0], "choices": SOUNDS}}
+        answer = client.post("/v1/label", body).json()
+        assert len(answer["data"]) == 1
+        assert list(answer["data"][0]["votes"].values()) == [answer["data"][0]["choice"]]
+        assert answer["ensemw2s"] == {"members": 1, "voted": 1}
+
+    def test_a_question_without_choices_is_answered(self, client: Any, served_run: Path) -> None:
+        expected = api.load_ensemble(served_run).generate(self.QUESTIONS[0])
+        mixed = [{"question": self.QUESTIONS[0]}, {"question": self.QUESTIONS[1], "choices": SOUNDS}]
+        free, chosen = client.post("/v1/label", {"input": mixed}).json()["data"]
+        assert (free["choice"], free["label"]) == (None, expected.text)
+        assert free["confidence"] == pytest.approx(expected.confidence, rel=1e-5)
+        assert chosen["choice"] in range(4)
+
+    def test_a_question_that_is_too_long_is_the_clients_mistake(self, client: Any) -> None:
+        body = {"input": {"question": "cat " * 200, "choices": SOUNDS}}
+        answer = client.post("/v1/label", body)
+        assert answer.status_code == 400
+        assert "max_length" in answer.json()["error"]["message"]
+
+
+def test_models_are_described(client: Any) -> None:
+    listed = client.get("/v1/models").json()["data"]
+    assert [m["id"] for m in listed] == ["ensemble", "student"]
+    ensemble = client.get("/v1/models/ensemble").json()
+    assert ensemble == listed[0]
+    assert ensemble["context_length"] == 128
+    assert sum(m["weight"] for m in ensemble["members"]) == pytest.approx(1.0)

@@ -1,0 +1,148 @@
+"""The application on a real Ray Serve: a process for each member, one of which is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+BODY = {"model": "ensemble", "prompt": "Question: the cat in the barn\nAnswer:", "temperature": 0}
+SECONDS = 120.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None, served_run: Path) -> Iterator[str]:
+    from ensemw2s.serving.ray_server import deploy, undeploy
+    from ensemw2s.serving.settings import ServeSettings
+
+    port = free_port()
+    deploy(served_run, ("ensemble",), ServeSettings(port=port, quorum=1, drain_seconds=20.0))
+    yield f"http://127.0.0.1:{port}"
+    undeploy()
+
+
+def member_pid(name: str) -> int:
+    from ray import serve
+
+    handle = serve.get_deployment_handle(name, app_name="ensemw2s")
+    pid: int = handle.ping.remote().result(timeout_s=SECONDS)
+    return pid
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def post(url: str, path: str, body: dict[str, Any]) -> httpx2.Response:
+    return httpx2.post(url + path, json=body, timeout=SECONDS)
+
+
+def test_it_votes_and_survives_the_death_of_a_member(url: str, client: Any) -> None:
+    # The same application in this process says the same.
+    whole = {**BODY, "max_tokens": 20, "logprobs": 2}
+    answer = post(url, "/v1/completions", whole)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-ensemw2s-members"] == "2/2"
+    here = client.post("/v1/completions", whole).json()["choices"][0]
+    there = answer.json()["choices"][0]
+    assert there["text"] == here["text"]
+    logs = [choice["logprobs"]["token_logprobs"] for choice in (there, here)]
+    assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+    label = {"input": {"question": "the hen in the den", "choices": ["hiss low", "roar far"]}}
+    served, local = post(url, "/v1/label", label).json(), client.post("/v1/label", label).json()
+    # Other numbers of threads may change the last bit.
+    scores = [answers["data"][0].pop("scores") for answers in (served, local)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert served["data"][0]["votes"] == local["data"][0]["votes"]
+
+    # A member dies in the middle of an answer: the others go on, and the answer says so.
+    pid = member_pid("member-ensemble-2")
+    statuses: list[tuple[int, dict[str, Any]]] = []
+
+    def ask() -> None:
+        got = post(url, "/v1/completions", {**BODY, "max_tokens": 110})
+        statuses.append((got.status_code, got.json()))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: "ensemw2s_rows 1.0" in httpx2.get(url + "/metrics", timeout=SECONDS).text)
+    os.kill(pid, signal.SIGKILL)
+    asking.join(SECONDS)
+    assert [status for status, _ in statuses] == [200]
+    assert statuses[0][1]["usage"]["completion_tokens"] == 110
+    assert statuses[0][1]["ensemw2s"] == {"members": 2, "voted": 1}
+
+    # Serve replaces it; then both vote again.
+    wait_until(lambda: member_pid("member-ensemble-2") != pid)
+    wait_until(
+        lambda: httpx2.get(url + "/health", timeout=SECONDS).json()["models"]["ensemble"]["alive"] == 2
+    )
+    again = post(url, "/v1/completions", whole)
+    assert again.headers["x-ensemw2s-members"] == "2/2"
+    assert again.json()["choices"] == answer.json()["choices"]
+
+
+def test_a_client_that_goes_away_frees_its_rows(url: str) -> None:
+    body = {**BODY, "max_tokens": 110, "stream": True, "n": 4, "temperature": 1.0}
+    with httpx2.stream("POST", url + "/v1/completions", json=body, timeout=SECONDS) as answer:
+        assert answer.status_code == 200
+        next(answer.iter_lines())
+    metrics: Callable[[], str] = lambda: httpx2.get(url + "/metrics", timeout=SECONDS).text  # noqa: E731
+    wait_until(lambda: "ensemw2s_rows 0.0" in metrics() and "requests_active 0.0" in metrics())
+
+
+def test_another_address_than_the_running_one_is_refused(url: str, served_run: Path) -> None:
+    from ensemw2s.errors import UserError
+    from ensemw2s.serving.ray_server import deploy
+    from ensemw2s.serving.settings import ServeSettings
+
+    with pytest.raises(UserError, match="already"):
+        deploy(served_run, ("ensemble",), ServeSettings(port=free_port()))
+
+
+def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: str) -> None:
+    from ensemw2s.serving.ray_server import undeploy
+
+    answers: list[httpx2.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(post(url, "/v1/completions", {**BODY, "max_tokens": 110}))
+    )
+    asking.start()
+    wait_until(lambda: "ensemw2s_rows 1.0" in httpx2.get(url + "/metrics", timeout=SECONDS).text)
+    undeploy()
+    asking.join(SECONDS)
+    assert [a.status_code for a in answers] == [200]
+    assert answers[0].json()["usage"]["completion_tokens"] == 110
+
+
+def test_the_configuration_file_is_one(served_run: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from ensemw2s.serving.deployments import Arguments, build
+
+    content = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(content).applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    arguments = Arguments.model_validate(application.args)
+    assert arguments.settings.api_keys is not None
