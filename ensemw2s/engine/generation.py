@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ensemw2s.engine.decoding import VotingEngine
-from ensemw2s.engine.decoding_messages import DecodeCounts, DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.engine import VotingEngine
+from ensemw2s.engine.decoding.messages import DecodeCounts, DecodeRequest, StepOutput
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.errors import ModelError

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from ensemw2s.config import ExperimentConfig, identity_differences
 from ensemw2s.data.encoding import tokenizer_fingerprint
@@ -58,7 +59,7 @@ def check_directory(config: ExperimentConfig) -> RunStore:
     folder = run_directory(config)
     store = RunStore(folder)
     if store.exists:
-        differences = identity_differences(store.identity(), config.identity())
+        differences = identity_differences(_completed(store.identity()), config.identity())
         if differences:
             shown = "; ".join(differences[:5]) + (
                 f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -71,6 +72,15 @@ def check_directory(config: ExperimentConfig) -> RunStore:
             f"{folder} exists and holds no run: choose another name=... or runs_dir=..., or remove it"
         )
     return store
+
+
+def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """A stored identity with the fields that later versions added, at their defaults: those mean what was done before."""
+    try:
+        return ExperimentConfig.model_validate({**identity, "name": "stored"}).identity()
+    except ValidationError:
+        # A field is gone or has another meaning: the difference is shown as it is.
+        return identity
 
 
 def prepare(config: ExperimentConfig) -> Prepared:

@@ -13,9 +13,9 @@ import torch
 
 from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.engine.bases import converted, forward_flops, training_flops
-from ensemw2s.engine.decoding_messages import MemberFacts, MemberReply, MemberStep
-from ensemw2s.engine.decoding_worker import DecodeWorker
-from ensemw2s.engine.decoding_worker import SessionLost as SessionLost
+from ensemw2s.engine.decoding.messages import MemberFacts, MemberReply, MemberStep
+from ensemw2s.engine.decoding.worker import DecodeWorker
+from ensemw2s.engine.decoding.worker import SessionLost as SessionLost
 from ensemw2s.engine.encoded import EncodedSplits
 from ensemw2s.engine.students import student_training_set
 from ensemw2s.engine.tasks import (

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.core.calibration import fit_temperature
-from ensemw2s.core.label_models import ChoiceVotes, Validation, label
-from ensemw2s.core.voting import choice_scores, mixture_logprob, pick_choice
+from ensemw2s.core.label_models import ChoiceVotes, Labels, Validation, label
+from ensemw2s.core.voting import choice_scores, mixture_logprob
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.pool import Pending, SupervisorPool
@@ -20,10 +20,22 @@ from ensemw2s.engine.tasks import ModelRef, TokenScores
 
 @dataclass(frozen=True)
 class ChoiceAnswers:
-    """Chosen answers of a split: index (n,) int64 and confidence (n,) float64 in [0, 1]."""
+    """Chosen answers of n questions with N choices in all.
+
+    Attributes:
+        index: (n,) int64, within the question's choices.
+        confidence: (n,) float64 in [0, 1], share of the chosen one.
+        soft: (N,) float64, share of every choice, summing to 1 within each question.
+    """
 
     index: np.ndarray
     confidence: np.ndarray
+    soft: np.ndarray
+
+    @classmethod
+    def of(cls, labels: Labels) -> ChoiceAnswers:
+        """The answers that a label model gave."""
+        return cls(labels.choice, labels.confidence, labels.soft)
 
 
 def voting_splits(ctx: RunContext) -> list[str]:
@@ -93,8 +105,7 @@ def answer_choices(ctx: RunContext, data: EncodedSplit, logprobs: np.ndarray) ->
     """Pick an answer a sample from the log-probabilities of its choices' tokens, (n choice tokens,)."""
     how = ctx.config.vote.choice_score
     scores = choice_scores(logprobs, data.choice_token_offsets, how, data.choice_bytes)
-    index, confidence = pick_choice(scores, data.choice_offsets)
-    return ChoiceAnswers(index, confidence)
+    return ChoiceAnswers.of(Labels.from_scores(scores, data.choice_offsets))
 
 
 def system_choices(ctx: RunContext, system: str, split: str) -> ChoiceAnswers:
@@ -118,10 +129,10 @@ def vote(
         systems: names of the members, in order; their stored scores of easy_val are what a label model is fitted to.
         alphas: (T,) their weights.
         data: the questions.
-        logprobs: (T, n choice tokens) the members' log-probabilities.
+        logprobs: (T, n choice tokens) the members' log-probabilities. With one member there is nothing to vote on.
     """
     rule = ctx.config.vote
-    if rule.label_model == "weighted" and not rule.calibrate:
+    if len(systems) == 1 or (rule.label_model == "weighted" and not rule.calibrate):
         return answer_choices(ctx, data, mixture_logprob(logprobs, alphas))
     votes = _choice_votes(ctx, alphas, data, logprobs)
     known_data = ctx.splits["easy_val"]
@@ -131,8 +142,7 @@ def vote(
         fits = [fit_temperature(member, known.offsets, truth) for member in known.logprobs]
         temperatures = [fit.temperature for fit in fits]
         votes, known = votes.calibrated(temperatures), known.calibrated(temperatures)
-    labels = label(rule.label_model, votes, Validation(known, truth))
-    return ChoiceAnswers(labels.choice, labels.confidence)
+    return ChoiceAnswers.of(label(rule.label_model, votes, Validation(known, truth)))
 
 
 def _choice_votes(

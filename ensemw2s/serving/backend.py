@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.decoding_messages import DecodeRequest
+from ensemw2s.engine.decoding.messages import DecodeRequest
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.serving.loop import VoteLoop
 from ensemw2s.serving.members import Members, Part

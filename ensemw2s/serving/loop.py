@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ensemw2s.engine.decoding_messages import DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.messages import DecodeRequest, StepOutput
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.serving.protocol import Sink, Unavailable
 from ensemw2s.serving.voter import Voter

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemw2s.engine.decoding_worker import SessionLost
+from ensemw2s.engine.decoding.worker import SessionLost
 from ensemw2s.engine.supervisor import WeakSupervisor
 from ensemw2s.engine.tasks import ModelRef, TopK
 from ensemw2s.errors import ModelError

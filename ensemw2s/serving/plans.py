@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemw2s.core.sampling import SamplingParams
-from ensemw2s.engine.decoding_messages import DecodeRequest
+from ensemw2s.engine.decoding.messages import DecodeRequest
 from ensemw2s.serving.errors import invalid
 from ensemw2s.serving.prompts import chat_prompt, check_lengths, check_model, completion_prompts
 from ensemw2s.serving.protocol import ServedModel

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.decoding_messages import DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.messages import DecodeRequest, StepOutput
 from ensemw2s.errors import EnsemW2SError
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from ensemw2s.engine.decoding_messages import DecodeRequest, Finish, StepOutput
+from ensemw2s.engine.decoding.messages import DecodeRequest, Finish, StepOutput
 from ensemw2s.serving.protocol import Backend
 
 T = TypeVar("T")

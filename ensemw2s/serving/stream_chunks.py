@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ensemw2s.engine.decoding_messages import StepOutput
+from ensemw2s.engine.decoding.messages import StepOutput
 from ensemw2s.serving import wire
 from ensemw2s.serving.plans import Plan
 from ensemw2s.serving.prompts import token_text

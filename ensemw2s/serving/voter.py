@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from ensemw2s.core.sampling import SamplingParams
-from ensemw2s.core.voting import choice_scores, mixture_logprob
 from ensemw2s.data.samples import Sample
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.decoding import VotingEngine
-from ensemw2s.engine.decoding_vote import Goal, StepVote
+from ensemw2s.engine.decoding.engine import VotingEngine
+from ensemw2s.engine.decoding.vote import Goal, StepVote
 from ensemw2s.engine.encoded import EncodedSplits
-from ensemw2s.engine.votes import answer_choices
+from ensemw2s.engine.votes import answer_choices, vote
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.models.scoring import MAX_HEAD_VALUES
 from ensemw2s.serving.members import Part
@@ -161,25 +160,20 @@ class Voter:
         requests = [(e.prompt, e.continuations) for e in data.encoded]
         scores = self._ask_all(asked, "score_texts", requests, "questions")
         logprobs = np.stack([s.logprobs for s in scores])
-        mixed = mixture_logprob(logprobs, alphas)
-        voted = answer_choices(self._ctx, data, mixed)
+        systems = [self._ensemble.systems[m] for m in asked]
+        voted = vote(self._ctx, systems, alphas, data, logprobs)
         own = [answer_choices(self._ctx, data, member).index for member in logprobs]
-        how = self._ctx.config.vote.choice_score
-        values = choice_scores(mixed, data.choice_token_offsets, how, data.choice_bytes)
         results = []
         for i, sample in enumerate(samples):
-            part = values[data.choice_offsets[i] : data.choice_offsets[i + 1]]
-            best = part.max()
-            shares = np.exp(part - best) if np.isfinite(best) else np.ones_like(part)
-            choice = int(voted.index[i])
-            encoded = data.encoded[i]
+            choice, encoded = int(voted.index[i]), data.encoded[i]
+            shares = voted.soft[data.choice_offsets[i] : data.choice_offsets[i + 1]]
             results.append(
                 LabelResult(
                     choice=choice,
                     text=(sample.choices or ())[choice],
                     confidence=float(voted.confidence[i]),
-                    scores=tuple(float(s) for s in shares / shares.sum()),
-                    votes={self._ensemble.systems[m]: int(own[j][i]) for j, m in enumerate(asked)},
+                    scores=tuple(float(s) for s in shares),
+                    votes={system: int(own[j][i]) for j, system in enumerate(systems)},
                     tokens=len(encoded.prompt) + sum(len(c) for c in encoded.continuations),
                     voters=len(asked),
                 )

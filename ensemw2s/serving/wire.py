@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemw2s.engine.decoding_messages import Finish, StepOutput
+from ensemw2s.engine.decoding.messages import Finish, StepOutput
 from ensemw2s.serving.prompts import token_text
 from ensemw2s.serving.protocol import LabelResult, ServedModel, TextScores
 from ensemw2s.serving.rows import Answer

@@ -15,9 +15,9 @@ from transformers import JambaConfig
 
 from ensemw2s.core.sampling import SamplingParams
 from ensemw2s.core.voting import mixture
-from ensemw2s.engine.decoding import VotingEngine
-from ensemw2s.engine.decoding_messages import DecodeRequest, StepOutput
-from ensemw2s.engine.decoding_worker import ModelPool, SessionLost
+from ensemw2s.engine.decoding.engine import VotingEngine
+from ensemw2s.engine.decoding.messages import DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.worker import ModelPool, SessionLost
 from ensemw2s.errors import ModelError
 from tests.engine.voting_models import (
     ALPHAS,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ensemw2s.core.sampling import SamplingParams
-from ensemw2s.engine.decoding import VotingEngine
-from ensemw2s.engine.decoding_messages import DecodeRequest
-from ensemw2s.engine.decoding_worker import ModelPool, SessionLost
+from ensemw2s.engine.decoding.engine import VotingEngine
+from ensemw2s.engine.decoding.messages import DecodeRequest
+from ensemw2s.engine.decoding.worker import ModelPool, SessionLost
 from ensemw2s.errors import WorkerFailure
 from tests.engine.voting_models import ALPHAS, reference, run, tokens_of, voters
 

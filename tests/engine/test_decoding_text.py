@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from ensemw2s.engine.decoding_text import REPLACEMENT, AnswerText, TextStream
+from ensemw2s.engine.decoding.text import REPLACEMENT, AnswerText, TextStream
 
 
 def as_bytes(tokens: list[int]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from ensemw2s.core.sampling import SamplingParams, draw_dense, ranked
 from ensemw2s.core.voting import mixture
-from ensemw2s.engine.decoding_vote import Goal, StepVote
+from ensemw2s.engine.decoding.vote import Goal, StepVote
 from ensemw2s.engine.tasks import TopK
 
 GREEDY = SamplingParams()

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ensemw2s.core.sampling import draw_dense, draw_member, draw_token, uniforms
 from ensemw2s.core.voting import mixture
-from ensemw2s.engine.decoding import VotingEngine
-from ensemw2s.engine.decoding_messages import DecodeRequest, StepOutput
-from ensemw2s.engine.decoding_worker import ModelPool
+from ensemw2s.engine.decoding.engine import VotingEngine
+from ensemw2s.engine.decoding.messages import DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.worker import ModelPool
 
 VOCAB = 90
 ALPHAS = (0.7, 1.6, 0.0, 1.1)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ensemw2s.core.sampling import draw_member, uniforms
-from ensemw2s.engine.decoding_members import MemberLink, Running, wait_for_end
-from ensemw2s.engine.decoding_messages import Decision, DecodeCounts, MemberFacts, MemberReply
-from ensemw2s.engine.decoding_vote import Goal, StepVote
-from ensemw2s.engine.decoding_worker import SessionLost
+from ensemw2s.engine.decoding.members import MemberLink, Running, wait_for_end
+from ensemw2s.engine.decoding.messages import Decision, DecodeCounts, MemberFacts, MemberReply
+from ensemw2s.engine.decoding.vote import Goal, StepVote
+from ensemw2s.engine.decoding.worker import SessionLost
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef, TopK
 from ensemw2s.errors import ModelError, WorkerFailure

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ensemw2s.engine.decoding_messages import DecodeRequest, MemberReply, MemberStep
-from ensemw2s.engine.decoding_text import AnswerText
+from ensemw2s.engine.decoding.messages import DecodeRequest, MemberReply, MemberStep
+from ensemw2s.engine.decoding.text import AnswerText
 from ensemw2s.engine.pool import Pending, SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.errors import WorkerFailure

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemw2s.engine.decoding_messages import MemberFacts, MemberReply, MemberStep
+from ensemw2s.engine.decoding.messages import MemberFacts, MemberReply, MemberStep
 from ensemw2s.engine.pool import Done, Pending
 from ensemw2s.engine.tasks import TopK
 from ensemw2s.errors import WorkerFailure

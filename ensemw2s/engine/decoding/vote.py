@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemw2s.core.sampling import SamplingParams, certified_head, draw_certified, draw_dense, head_of, ranked
 from ensemw2s.core.voting import VoteBounds, mixture, vote_bounds
-from ensemw2s.engine.decoding_messages import Decision, MemberSay, Path
+from ensemw2s.engine.decoding.messages import Decision, MemberSay, Path
 from ensemw2s.engine.tasks import TopK
 
 #: Tokens of each member that are looked at first; most rows are certified by them, and a vote on few is fast.

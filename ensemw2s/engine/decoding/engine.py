@@ -17,8 +17,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from ensemw2s.engine.decoding_members import Running
-from ensemw2s.engine.decoding_messages import (
+from ensemw2s.engine.decoding.members import Running
+from ensemw2s.engine.decoding.messages import (
     Decision,
     DecodeCounts,
     DecodeRequest,
@@ -26,8 +26,8 @@ from ensemw2s.engine.decoding_messages import (
     MemberFacts,
     StepOutput,
 )
-from ensemw2s.engine.decoding_round import Members
-from ensemw2s.engine.decoding_text import AnswerText
+from ensemw2s.engine.decoding.round import Members
+from ensemw2s.engine.decoding.text import AnswerText
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.errors import ModelError
