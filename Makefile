@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-demo ## the whole pipeline on a small real model, offli
 
 # The demo's model and question generator are tested, too.
 test: $(VENV)/.installed-demo ## set up and run all tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: $(VENV)/.installed ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

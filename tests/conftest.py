@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,8 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+# Ray's workers would wait for every other process of the tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -26,18 +29,28 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For runs with several processes: a file's tests share their fixtures, and one process has all that needs Ray.
+@functools.cache
+def group(path: str) -> str:
+    """Where a test file belongs when several processes run the tests: all that needs Ray goes to one of them."""
+    text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+    return "ray" if "ray_cluster: None" in text or '"ray", "start"' in text else path
 
-    That one is the longest, so it begins first.
-    """
-    with_ray = {
-        i.path for i in items if "ray_cluster" in getattr(i, "fixturenames", ()) or "ray_jobs" in i.path.parts
-    }
-    for item in items:
-        group = "ray" if item.path in with_ray else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in with_ray)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests with Ray take longest, so they begin first."""
+    items.sort(key=lambda item: group(item.nodeid.split("::")[0]) != "ray")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests share their fixtures, so they stay in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid.split("::")[0])
+
+    return ByGroup(config, log)
 
 
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx")
