@@ -84,7 +84,7 @@ def run(
 
     config = as_config(config, overrides)
     store = check_directory(config)
-    if store.exists and store.done("report") is not None and store.done("results") is not None:
+    if store.exists and {"results", "report"} <= set(store.stages()) and store.is_whole():
         return RunResult(store.folder, read_results(store.folder), ran=False)
     if until == "labels" and store.exists and store.done("labels-ensemble") is not None:
         return RunResult(store.folder, {}, ran=False)
@@ -101,7 +101,9 @@ def run(
             from ensemw2s.models.device import pick_device
 
             device = pick_device(config.runtime.device)
-            executor = share(_local_executor(ctx), ctx.config, ctx.store, device, ctx.say)
+            executor = share(
+                _local_executor(ctx), ctx.config, ctx.store, ctx.say, device=device, trainer=f"torch {device}"
+            )
             results = Pipeline(ctx, executor).run(until)
     else:
         from ensemw2s.cluster.runner import check_cluster, ray_session, run_on_ray

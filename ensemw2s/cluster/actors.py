@@ -169,6 +169,7 @@ class CoordinatorActor:
 
     def run(self, own: Any, until: Until = "results") -> dict[str, Any]:
         """The pipeline; `own` is this actor's handle, for the workers' progress."""
+        from ensemw2s.cluster.strong import uses_gpu
         from ensemw2s.engine.context import RunContext
         from ensemw2s.engine.pipeline import Pipeline
         from ensemw2s.engine.sharing import share
@@ -180,7 +181,9 @@ class CoordinatorActor:
             ctx = RunContext(self._config, store, self.note)
             on_ray = RayExecutor(self._config, self._run_dir, self._plan, self._threads, own)
             device = "cuda" if self._plan.gpus > 0 and self._config.runtime.device != "cpu" else "cpu"
-            executor = share(on_ray, self._config, store, device, ctx.say)
+            strong = "cuda" if uses_gpu(self._config) else "cpu"
+            trainer = f"deepspeed {self._config.runtime.strong_workers} x {strong}"
+            executor = share(on_ray, self._config, store, ctx.say, device=device, trainer=trainer)
             return Pipeline(ctx, executor).run(until)
         finally:
             store.unlock()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
-from ensemw2s.errors import EnsemW2SError, WorkerFailure
+from ensemw2s.errors import ArtifactError, EnsemW2SError, WorkerFailure
+from ensemw2s.runs.cache import link_tree
+from ensemw2s.training.checkpoint import verify
 
 OUTCOME = "training.json"
 TASK = "task.txt"
@@ -107,9 +109,10 @@ def _collect(task: StudentTask) -> TrainOutcome:
             f"the workers ended without the weights of student {task.name}: run the same command again"
         )
     outcome = TrainOutcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
-    (folder / OUTCOME).unlink()
+    # Linked, not moved: a run that is killed before the commit finds them again; the commit removes the scratch folder.
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(folder, task.output)
+    link_tree(folder, task.output)
+    (task.output / OUTCOME).unlink()
     return outcome
 
 
@@ -127,7 +130,6 @@ def _train_worker(payload: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from ensemw2s.models.device import set_threads
-    from ensemw2s.training.checkpoint import verify
     from ensemw2s.training.deepspeed import choose_accelerator
 
     choose_accelerator(get_device().type)
@@ -136,14 +138,25 @@ def _train_worker(payload: dict[str, Any]) -> None:
     for task in payload["tasks"]:
         if (finished_folder(task) / OUTCOME).is_file():
             continue
-        if latest is None:
-            _train_one(payload, task, None)
-        else:
-            with latest.as_directory() as folder:
-                verify(Path(folder), ray.train.get_context().get_world_size())
-                own = (Path(folder) / TASK).read_text(encoding="utf-8") == task.name
-                _train_one(payload, task, Path(folder) if own else None)
+        with nullcontext() if latest is None else latest.as_directory() as folder:
+            fits = folder is not None and _fits(Path(folder), task, ray.train.get_context().get_world_size())
+            _train_one(payload, task, Path(folder) if fits else None)
         torch.distributed.barrier()
+
+
+def _fits(folder: Path, task: StudentTask, world_size: int) -> bool:
+    """Whether a checkpoint is of this student and of as many workers, and whole; else the student is trained anew."""
+    try:
+        if (folder / TASK).read_text(encoding="utf-8") != _mark(task, world_size):
+            return False
+        verify(folder, world_size)
+    except (OSError, ArtifactError):
+        return False
+    return True
+
+
+def _mark(task: StudentTask, world_size: int) -> str:
+    return f"{task.name} {world_size}"
 
 
 def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) -> None:
@@ -184,7 +197,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
     def checkpoint(step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             backend.save(Path(folder), state)
-            (Path(folder) / TASK).write_text(task.name, encoding="utf-8")
+            (Path(folder) / TASK).write_text(_mark(task, world_size), encoding="utf-8")
             seal(Path(folder), step, rank)
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

@@ -10,50 +10,73 @@ from typing import Any
 
 from ensemw2s.comparisons.config import Comparison, load_comparison
 from ensemw2s.config import identity_differences
-from ensemw2s.errors import RunDirectoryError
+from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.runs.store import directory_errors, write_atomic
 
 CLAIM = "runs.json"
 
 
 def compare(path: str, overrides: Sequence[str]) -> int:
-    """Run or continue a comparison and print its tables; returns the exit code."""
+    """Run or continue a comparison and print its tables; returns the exit code: 1 where a variant gave no result."""
     comparison = load_comparison(path, overrides)
     claim(comparison)
-    results, folders = run_all(comparison)
+    results, folders, failed = run_all(comparison)
+    if not results:
+        print("no variant finished: the lines above say why", file=sys.stderr)
+        return 1
     from ensemw2s.comparisons.report import NOTES, render_table, write_comparison
     from ensemw2s.comparisons.table import build_table
 
     first = next(iter(results.values()))[0]
     splits = [s for s, info in first["splits"].items() if s not in ("easy_train", "easy_val", "hard_train")]
     tables = [build_table(comparison, results, folders, split) for split in splits]
-    write_comparison(comparison, tables)
+    write_comparison(comparison, tables, failed)
     for table in tables:
         print(render_table(table, len(comparison.config.seeds)) + "\n")
     print("\n".join(NOTES))
+    for variant, reason in failed.items():
+        print(f"left out: {variant}: {reason}")
     print(f"\nreport: {comparison.folder / 'comparison.html'} (also comparison.json)")
-    return 0
+    return 1 if failed else 0
 
 
 def run_all(
     comparison: Comparison,
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[Path]]]:
-    """Run what is not finished; results.json and run directory of each variant's runs, in the order of the seeds."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[Path]], dict[str, str]]:
+    """Run what is not finished.
+
+    Returns:
+        results.json and run directory of each variant's runs in the order of the seeds, and for a variant whose settings
+        give no result (training diverges, no member is better than the prior) the reason instead.
+    """
     from ensemw2s import api
     from ensemw2s.progress import make_progress
 
     results: dict[str, list[dict[str, Any]]] = {}
     folders: dict[str, list[Path]] = {}
+    failed: dict[str, str] = {}
     total = len(comparison.config.variants) * len(comparison.config.seeds)
+    number = 0
     for variant in comparison.config.variants:
         for seed in comparison.config.seeds:
-            number = sum(len(done) for done in results.values()) + 1
+            number += 1
+            if variant in failed:
+                continue
             print(f"run {number} of {total}: {variant}, seed {seed}", file=sys.stderr, flush=True)
-            with make_progress() as progress:
-                result = api.run(comparison.run(variant, seed), progress=progress)
+            try:
+                with make_progress() as progress:
+                    result = api.run(comparison.run(variant, seed), progress=progress)
+            except (ResourceError, RunDirectoryError):
+                raise
+            except UserError as error:
+                failed[variant] = f"seed {seed}: {error}"
+                results.pop(variant, None)
+                folders.pop(variant, None)
+                print(f"{variant}, seed {seed}: {error}", file=sys.stderr, flush=True)
+                continue
             results.setdefault(variant, []).append(result.results)
             folders.setdefault(variant, []).append(result.run_dir)
-    return results, folders
+    return results, folders, failed
 
 
 def claim(comparison: Comparison) -> None:

@@ -47,12 +47,12 @@ class ComparisonConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed stands twice: each counts as an independent run, so give different ones")
         for name, changes in self.variants.items():
-            runtime = sorted(
-                k for k in changes if k.split(".")[0] in ("runtime", "name", "runs_dir", "seed", "data")
-            )
-            if runtime:
+            # The ceiling and the other references are those of the first variant.
+            fixed = ("runtime", "name", "runs_dir", "seed", "data", "strong", "evaluation")
+            shared = sorted(k for k in changes if k.split(".")[0] in fixed)
+            if shared:
                 raise ValueError(
-                    f"variant {name!r} changes {', '.join(runtime)}: variants share data, seeds and runtime; put it under set"
+                    f"variant {name!r} changes {', '.join(shared)}: variants share data, seeds, strong model and runtime; put it under set"
                 )
         return self
 

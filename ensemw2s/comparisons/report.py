@@ -30,10 +30,11 @@ NOTES = (
 )
 
 
-def write_comparison(comparison: Comparison, tables: list[SplitTable]) -> None:
-    """Write comparison.json and comparison.html into the comparison's folder."""
+def write_comparison(comparison: Comparison, tables: list[SplitTable], failed: dict[str, str]) -> None:
+    """Write comparison.json and comparison.html into the comparison's folder; `failed` says which variants have no row."""
     folder = comparison.folder
-    content = {"seeds": list(comparison.config.seeds), "splits": [t.to_dict() for t in tables]}
+    splits = [t.to_dict() for t in tables]
+    content = {"seeds": list(comparison.config.seeds), "splits": splits, "failed": failed}
     write_atomic(folder / "comparison.json", json.dumps(content, indent=1) + "\n")
     html = page(
         TEMPLATES,
@@ -43,6 +44,7 @@ def write_comparison(comparison: Comparison, tables: list[SplitTable]) -> None:
         header=HEADER,
         tables=[{"split": t.split, "n": _count(t), "rows": cells(t)} for t in tables],
         notes=NOTES,
+        failed=failed,
         variants={
             name: ", ".join(f"{k}={json.dumps(v)}" for k, v in changes.items()) or "the experiment as it is"
             for name, changes in comparison.config.variants.items()

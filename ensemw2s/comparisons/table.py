@@ -114,12 +114,12 @@ def build_table(
     """The table of one split.
 
     Args:
-        comparison: names the variants; the first one is where the shared systems come from.
-        results: results.json of each variant's runs, a run a seed.
+        comparison: says how to resample.
+        results: results.json of each variant's runs, a run a seed; the shared systems come from the first variant.
         folders: their run directories.
         split: a test split.
     """
-    scores = {name: read_scores(folders[name], split) for name in comparison.config.variants}
+    scores = {name: read_scores(runs, split) for name, runs in folders.items()}
     base = scores[next(iter(scores))]
     resamples, level = comparison.base.evaluation.resamples, comparison.base.evaluation.level
     accuracy = partial(accuracy_interval, n_resamples=resamples, seed=0, level=level)

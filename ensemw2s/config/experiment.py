@@ -108,6 +108,19 @@ class VoteConfig(Section):
     )
 
 
+class LabelsConfig(Section):
+    """Which pseudo-labels the students are taught."""
+
+    keep_by: Literal["all", "confidence", "agreement"] = Field(
+        "all",
+        description="all; the most confident ones; or those that most members agree with, the more confident first "
+        "(agreement needs multiple choice). Without truth, for each teacher by itself",
+    )
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.8, description="share of hard_train that is kept, unless keep_by is all"
+    )
+
+
 class WeakConfig(Section):
     """The weak side."""
 
@@ -182,6 +195,7 @@ class ExperimentConfig(Section):
     strong: StrongConfig
     boosting: BoostingConfig = BoostingConfig()
     vote: VoteConfig = VoteConfig()
+    labels: LabelsConfig = LabelsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -41,6 +41,15 @@ def label_correct(ctx: RunContext, teacher: str) -> np.ndarray:
     return correct(ctx.splits["hard_train"].samples, Answers(tuple(values), np.ones(len(values))))
 
 
+def taught_rows(ctx: RunContext, teacher: str) -> np.ndarray:
+    """(n,) bool: pseudo-labels of hard_train that a teacher's student learns from."""
+    path = ctx.run_dir / "labels" / f"{teacher}.parquet"
+    if "taught" not in pq.read_schema(path).names:
+        # Written before there was a choice: all of them.
+        return np.ones(pq.read_metadata(path).num_rows, dtype=bool)
+    return np.array(pq.read_table(path, columns=["taught"]).column("taught").to_pylist(), dtype=bool)
+
+
 def check_labels(ctx: RunContext) -> list[str]:
     """Warn where labels are not clearly better than chance."""
     warnings = []

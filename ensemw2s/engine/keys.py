@@ -7,16 +7,19 @@ device count; names, folders and placement do not.
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ensemw2s.config import ExperimentConfig, ModelConfig
 from ensemw2s.engine.tasks import MemberTask, ModelRef, StudentTask
-from ensemw2s.models.sources import resolve_source
+from ensemw2s.models.sources import ModelSource, resolve_source
 from ensemw2s.runs.cache import content_key
 from ensemw2s.runs.store import file_hash
 
-WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")
+WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.py")
+WORK_VERSION = 1
+"""raised when the same settings come to another result, so that nothing from before is taken"""
 
 
 @lru_cache(maxsize=256)
@@ -33,13 +36,26 @@ def pretrained_key(model: ModelConfig) -> str:
     """Hash of a pretrained model: the content of local files, the name and revision on the hub, and how it is loaded."""
     source = resolve_source(model)
     if not source.local:
-        content: Any = [source.path, source.revision or "main"]
+        content: Any = [source.path, _hub_commit(source), source.gguf_file]
     elif source.gguf_file:
         content = _hash_file(Path(source.path) / source.gguf_file)
     else:
         content = _folder_content(Path(source.path))
     how = model.model_dump(mode="json", exclude={"path", "label", "revision", "gguf_file"})
     return content_key({"content": content, "how": how})
+
+
+def _hub_commit(source: ModelSource) -> str:
+    """The commit that a revision (by default main) stands for in the local copy of the hub; it moves there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    revision = source.revision or "main"
+    found = try_to_load_from_cache(source.path, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
+
+
+def _libraries() -> list[str]:
+    return [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "deepspeed")]
 
 
 def _folder_content(folder: Path) -> dict[str, str]:
@@ -53,11 +69,13 @@ class WorkKeys:
     Args:
         config: with absolute paths.
         run_dir: its splits are committed.
-        device: kind of device that the work runs on (cpu or cuda): it decides the dtype.
+        device: kind of device of the supervisors (cpu or cuda): it decides the dtype.
+        trainer: who trains students, on how many workers and which kind of device.
     """
 
-    def __init__(self, config: ExperimentConfig, run_dir: Path, device: str) -> None:
-        self._config, self._run_dir, self._device = config, run_dir, device
+    def __init__(self, config: ExperimentConfig, run_dir: Path, device: str, trainer: str) -> None:
+        self._config, self._run_dir, self._trainer = config, run_dir, trainer
+        self._where = [WORK_VERSION, device, *_libraries()]
 
     def _split(self, name: str) -> list[Any]:
         data = self._config.data
@@ -78,7 +96,7 @@ class WorkKeys:
         return content_key(
             {
                 "work": "member",
-                "device": self._device,
+                "where": self._where,
                 "model": self._model(ModelRef("weak", task.index)),
                 "training": self._config.weak.training.model_dump(mode="json"),
                 "epochs": task.epochs,
@@ -95,7 +113,7 @@ class WorkKeys:
         return content_key(
             {
                 "work": "student",
-                "device": self._device,
+                "where": [*self._where, self._trainer],
                 "model": self._model(ModelRef("strong")),
                 "training": self._config.strong.training.model_dump(mode="json"),
                 "split": self._split(task.split),
@@ -107,5 +125,5 @@ class WorkKeys:
     def scores(self, method: str, ref: ModelRef, split: str) -> str:
         """Key of the scores of a split."""
         return content_key(
-            {"work": method, "device": self._device, "model": self._model(ref), "split": self._split(split)}
+            {"work": method, "where": self._where, "model": self._model(ref), "split": self._split(split)}
         )

@@ -9,23 +9,32 @@ import pyarrow as pa
 
 from ensemw2s.data.samples import Sample
 from ensemw2s.engine.answers import Ensemble
-from ensemw2s.engine.boosting import load_records
+from ensemw2s.engine.boosting import MemberRecord
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.generation import Generated, VotedDecoder
 from ensemw2s.engine.pipeline import kept_ensemble
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent
 from ensemw2s.engine.votes import answer_choices, vote
+from ensemw2s.errors import ArtifactError
 
 
 def selected_ensemble(ctx: RunContext) -> Ensemble:
     """The members that vote in a run, as chosen on easy_val.
 
     Raises:
-        ArtifactError: the run has not got that far.
+        ArtifactError: the run has not got that far, or a member is damaged.
     """
     selected = int(ctx.store.require("select").info["selected"])
-    return kept_ensemble(ctx, load_records(ctx)).first(selected)
+    attempts = sorted(name for name in ctx.store.stages() if name.startswith("member-"))
+    # A member that is not whole is an error here: without it the others would give other labels.
+    records = [MemberRecord(**ctx.store.require(name).info["record"]) for name in attempts]
+    ensemble = kept_ensemble(ctx, records)
+    if len(ensemble.refs) < selected:
+        raise ArtifactError(
+            f"{ctx.run_dir} has {len(ensemble.refs)} of the {selected} members that vote: give its `ensemw2s run` command again"
+        )
+    return ensemble.first(selected)
 
 
 def label_choices(

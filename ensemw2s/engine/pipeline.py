@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.core.label_models import keep_best
 from ensemw2s.engine.answers import (
     Answers,
     Ensemble,
@@ -24,13 +25,12 @@ from ensemw2s.engine.answers import (
     model_answers,
 )
 from ensemw2s.engine.boosting import Boosting, MemberRecord
-from ensemw2s.engine.checks import check_ceiling, check_labels
+from ensemw2s.engine.checks import check_ceiling, check_labels, taught_rows
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import Executor, SupervisorPool
 from ensemw2s.engine.results import build_results, write_results
+from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent, StudentTask, Until, cost
-
-TEACHERS = ("single", "ensemble")
 
 
 class Pipeline:
@@ -140,6 +140,7 @@ class Pipeline:
             "confidence": answers.confidence,
             "members": pa.array([len(voters.refs)] * len(samples), pa.int32()),
         }
+        own = None
         if ctx.multiple_choice:
             own = [model_answers(ctx, s, "hard_train").values for s in voters.systems]
             columns["label"] = pa.array(answers.values, pa.int32())
@@ -149,8 +150,19 @@ class Pipeline:
             columns["votes"] = pa.array([list(v) for v in zip(*own, strict=True)], pa.list_(pa.int32()))
         else:
             columns["label_text"] = list(answers.values)
+        columns["taught"] = self._taught([s.id for s in samples], answers, own)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), path, compression="zstd")
+
+    def _taught(self, ids: list[str], answers: Answers, own: list[Any] | None) -> np.ndarray:
+        """(n,) bool: which labels the student learns from; `own` holds each member's answers."""
+        rule = self._ctx.config.labels
+        if rule.keep_by == "all":
+            return np.ones(len(ids), dtype=bool)
+        values = answers.confidence
+        if rule.keep_by == "agreement" and own is not None:
+            values = (np.array(own) == np.array(answers.values)).mean(axis=0)
+        return keep_best(values, share=rule.keep, then=answers.confidence, ids=ids)
 
     def _baselines(self, pool: SupervisorPool) -> None:
         """The models as they are."""
@@ -197,8 +209,9 @@ class Pipeline:
             return split, tuple(s.answer for s in ctx.splits[split].samples)
         column = "label" if ctx.multiple_choice else "label_text"
         values = pq.read_table(ctx.run_dir / labels_path(name), columns=[column]).column(column).to_pylist()
+        pairs = zip(values, taught_rows(ctx, name), strict=True)
         # An empty generated answer teaches nothing.
-        return "hard_train", tuple(None if v == "" else v for v in values)
+        return "hard_train", tuple(v if taught and v != "" else None for v, taught in pairs)
 
     def _score_students(self, pool: SupervisorPool, names: tuple[str, ...]) -> None:
         ctx = self._ctx

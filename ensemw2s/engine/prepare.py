@@ -17,7 +17,7 @@ from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
 from ensemw2s.engine.encoded import EncodedSplit, make_encoder
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
-from ensemw2s.runs.store import RunStore
+from ensemw2s.runs.store import RunStore, write_atomic
 from ensemw2s.settings import absolute_paths, dump_config
 from ensemw2s.training.deepspeed import choose_accelerator
 
@@ -109,6 +109,10 @@ def prepare(config: ExperimentConfig) -> Prepared:
             f"vote.label_model {config.vote.label_model} with calibrate {str(config.vote.calibrate).lower()} needs multiple-choice data: "
             "this data has no choices; use weighted without calibrate"
         )
+    if splits.samples["easy_train"][0].choices is None and config.labels.keep_by == "agreement":
+        raise ConfigError(
+            "labels.keep_by agreement needs multiple-choice data: this data has no choices; use confidence or all"
+        )
     tokenizers = [load_tokenizer(m) for m in models]
     prints = [tokenizer_fingerprint(t) for t in tokenizers]
     for model, own in zip(absolute.weak.models, prints, strict=False):
@@ -145,11 +149,19 @@ def begin_run(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:
         RunDirectoryError: the directory cannot be written.
         ResourceError: the disk does not hold the run.
     """
+    store.lock()
+    try:
+        _begin(prepared, store, needed_bytes)
+    finally:
+        store.unlock()
+
+
+def _begin(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:
     config = prepared.config
     if not store.exists:
         check_disk(prepared.run_dir, needed_bytes)
         store.create(config.identity(), config.identity_hash())
-    (store.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_atomic(store.folder / "config.yaml", dump_config(config))
     from ensemw2s.engine.bases import convert_bases
 
     convert_bases(prepared.absolute, store)

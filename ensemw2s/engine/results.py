@@ -21,8 +21,9 @@ from ensemw2s.core.metrics import (
 )
 from ensemw2s.engine.answers import Answers, Ensemble, correct, ensemble_answers, model_answers
 from ensemw2s.engine.boosting import MemberRecord, unit_weights
-from ensemw2s.engine.checks import chance, label_correct
+from ensemw2s.engine.checks import chance, label_correct, taught_rows
 from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
 from ensemw2s.runs.store import write_atomic
 
@@ -117,7 +118,10 @@ def build_results(
         "selection": {k: select[k] for k in ("rule", "split", "scores")},
         "pgr": {},
         "comparisons": {},
-        "label_accuracy": {t: _interval(ctx, label_correct(ctx, t)) for t in ("single", "ensemble")},
+        "label_accuracy": {t: _interval(ctx, label_correct(ctx, t)) for t in TEACHERS},
+        "taught_label_accuracy": {
+            t: _interval(ctx, label_correct(ctx, t)[taught_rows(ctx, t)]) for t in TEACHERS
+        },
         "warnings": [*data_info["warnings"], *ctx.warnings],
     }
     for system in SYSTEMS:

@@ -129,10 +129,12 @@ def share(
     executor: Executor,
     config: ExperimentConfig,
     store: RunStore,
-    device: str,
     say: Callable[[str], None],
+    *,
+    device: str,
+    trainer: str,
 ) -> Executor:
-    """The executor of a run, with ``runtime.cache`` where one is configured."""
+    """The executor of a run, with ``runtime.cache`` where one is configured; see :class:`ensemw2s.engine.keys.WorkKeys`."""
     if config.runtime.cache is None:
         return executor
 
@@ -140,5 +142,5 @@ def share(
         store.event("found_in_cache", work=what)
         say(f"found in the cache: {what}")
 
-    keys = WorkKeys(config, store.folder, device)
+    keys = WorkKeys(config, store.folder, device, trainer)
     return SharingExecutor(executor, ResultCache(Path(config.runtime.cache)), keys, found)

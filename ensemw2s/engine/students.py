@@ -9,7 +9,7 @@ from ensemw2s.engine.tasks import StudentTask
 from ensemw2s.errors import DataError
 from ensemw2s.training.plan import TrainingSet
 
-STUDENTS = ("single", "ensemble", "ceiling", "on_easy")
+TEACHERS = ("single", "ensemble")
 
 
 def student_training_set(splits: EncodedSplits, task: StudentTask) -> TrainingSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -128,6 +129,8 @@ class WeakSupervisor:
         if compute != torch.float32 and model_config.lora is None:
             model.to(compute)
         ref.folder.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed attempt left there.
+        shutil.rmtree(ref.folder, ignore_errors=True)
         save_model(model, tokenizer, ref.folder, base=model_config)
         flops = report.tokens * training_flops(model_config)
         return TrainOutcome(

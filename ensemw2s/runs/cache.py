@@ -70,9 +70,12 @@ class ResultCache:
         place = self._place(key)
         try:
             record = json.loads((place / ENTRY).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        except FileNotFoundError:
             return None
+        except (OSError, json.JSONDecodeError):
+            record = {}
         if record.get("schema") != SCHEMA:
+            shutil.rmtree(place, ignore_errors=True)
             return None
         for relative, expected in record["hashes"].items():
             path = place / relative
@@ -132,8 +135,11 @@ class ResultCache:
             try:
                 os.rename(aside, place)
             except OSError:
-                if not (place / ENTRY).is_file():
-                    raise
+                if (place / ENTRY).is_file():
+                    return
+                # The rest of an entry that was being removed.
+                shutil.rmtree(place, ignore_errors=True)
+                os.rename(aside, place)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -152,24 +152,41 @@ class RunStore:
         entry = self._read_manifest()["stages"].get(name)
         if entry is None:
             return None
-        if name not in self._verified:
-            for relative, expected in entry["files"].items():
-                path = self.folder / relative
-                if not path.is_file() or file_hash(path) != expected:
-                    self.event("artifact_damaged", stage=name, file=relative)
-                    self.discard(name)
-                    return None
-            self._verified.add(name)
+        damaged = self._damaged(name, entry["files"])
+        if damaged is not None:
+            self.event("artifact_damaged", stage=name, file=damaged)
+            self.discard(name)
+            return None
         return StageRecord(name, entry["files"], entry["info"])
 
     def require(self, name: str) -> StageRecord:
-        """Like :meth:`done`, for a stage that must be there."""
-        record = self.done(name)
-        if record is None:
-            raise ArtifactError(
-                f"{self.folder} has no whole stage {name!r}: run `ensemw2s run` on this run again to make it"
-            )
-        return record
+        """The record of a stage that must be there and whole; reads only.
+
+        Raises:
+            ArtifactError: it is not committed, or a file of it is damaged.
+        """
+        entry = self._read_manifest()["stages"].get(name)
+        damaged = None if entry is None else self._damaged(name, entry["files"])
+        if entry is None or damaged is not None:
+            what = f"has no stage {name!r}" if damaged is None else f"has a damaged file {damaged}"
+            raise ArtifactError(f"{self.folder} {what}: give its `ensemw2s run` command again to make it")
+        return StageRecord(name, entry["files"], entry["info"])
+
+    def is_whole(self) -> bool:
+        """Whether every committed file of the run is what was written; reads only."""
+        stages = self._read_manifest()["stages"]
+        return all(self._damaged(name, entry["files"]) is None for name, entry in stages.items())
+
+    def _damaged(self, name: str, files: dict[str, str]) -> str | None:
+        """The first file of a stage that is missing or altered; looked at once by each process."""
+        if name in self._verified:
+            return None
+        for relative, expected in files.items():
+            path = self.folder / relative
+            if not path.is_file() or file_hash(path) != expected:
+                return relative
+        self._verified.add(name)
+        return None
 
     def begin(self, name: str) -> Path:
         """An empty staging folder for a stage; its layout mirrors the run directory."""

@@ -55,8 +55,11 @@ class ParameterConfig(Section):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     def ends(self) -> list[Any]:
-        """Values that stand for all in a check: each of a list, both ends of a range."""
-        return list(getattr(self, self.kind))
+        """Values that stand for all in a check: each of a list; both ends of a range, and a number between them."""
+        values = list(getattr(self, self.kind))
+        if self.kind in ("uniform", "loguniform"):
+            values.append(values[0] + (values[1] - values[0]) * 0.37)
+        return values
 
 
 class StoppingConfig(Section):
@@ -132,6 +135,12 @@ class Sweep:
         """Where everything of the sweep lies."""
         return Path(self.base.runs_dir) / self.config.name
 
+    @property
+    def most_rounds(self) -> int:
+        """Rounds of the longest trial."""
+        swept = self.config.parameters.get("boosting.rounds")
+        return self.base.boosting.rounds if swept is None else max(int(v) for v in swept.ends())
+
     def trial(self, values: dict[str, Any], *, name: str) -> ExperimentConfig:
         """The experiment with one trial's values, in the sweep's folder."""
         placed = [f"name={name}", f"runs_dir={self.folder / 'trials'}"]
@@ -168,3 +177,9 @@ def _check_values(sweep: Sweep) -> None:
                 problems += [f"parameters.{key}: {line}" for line in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    stopping = sweep.config.stopping
+    if stopping is not None and stopping.grace_rounds > sweep.most_rounds:
+        raise ConfigError(
+            f"stopping.grace_rounds: {stopping.grace_rounds} is more than the {sweep.most_rounds} rounds of a trial: "
+            "no trial would be stopped"
+        )

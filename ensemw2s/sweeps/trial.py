@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent
-from ensemw2s.errors import EnsemW2SError
+from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.sweeps.config import Sweep
 
 METRIC = "easy_val_accuracy"
@@ -28,11 +29,7 @@ def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
     from ensemw2s import api
     from ensemw2s.runs.store import RunStore
 
-    config = sweep.trial(values, name=trial_name(tune.get_context().get_trial_id()))
-    update: dict[str, Any] = {"executor": "local", "cache": str(sweep.folder / CACHE)}
-    if config.runtime.threads == "auto":
-        update["threads"] = threads
-    config = config.model_copy(update={"runtime": config.runtime.model_copy(update=update)})
+    name = trial_name(tune.get_context().get_trial_id())
     rounds = 0
 
     def note(event: ProgressEvent) -> None:
@@ -42,11 +39,23 @@ def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
             tune.report({"round": rounds, METRIC: event.metrics[METRIC], "finished": False, "failure": ""})
 
     try:
+        config = _placed(sweep.trial(values, name=name), sweep, threads)
         result = api.run(config, progress=note, until=sweep.config.until)
-    except EnsemW2SError as error:
+    except (ResourceError, RunDirectoryError):
+        # Of the machine, not of the settings: the same sweep tries this trial again.
+        raise
+    except UserError as error:
         tune.report({"round": rounds + 1, METRIC: 0.0, "finished": True, "failure": str(error)})
         return
     chosen = RunStore(result.run_dir).require("select").info
     selected = int(chosen["selected"])
     final = {"round": config.boosting.rounds, METRIC: float(chosen["scores"][selected - 1])}
     tune.report({**final, "members": selected, "finished": True, "failure": ""})
+
+
+def _placed(config: ExperimentConfig, sweep: Sweep, threads: int) -> ExperimentConfig:
+    """A trial's configuration for its process: no Ray inside, shared work, its share of the cores."""
+    update: dict[str, Any] = {"executor": "local", "cache": str(sweep.folder / CACHE)}
+    if config.runtime.threads == "auto":
+        update["threads"] = threads
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update=update)})

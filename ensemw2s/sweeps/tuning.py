@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
             tune.with_parameters(run_trial, sweep=sweep, threads=threads), {"cpu": cpus, "gpu": gpus}
         )
         state = sweep.folder / "tune"
+        if _other_resources(sweep, cpus, gpus):
+            # Ray Tune would go on with the resources that it stored; finished trials come back from their run directories.
+            say("other resources than before: the search begins anew, and what is computed is taken over")
+            shutil.rmtree(state, ignore_errors=True)
         if tune.Tuner.can_restore(str(state)):
             say("continuing the sweep")
             tuner = tune.Tuner.restore(
@@ -95,6 +100,10 @@ def trial_resources(sweep: Sweep) -> tuple[float, float, int]:
     import ray
 
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    if not nodes:
+        raise ResourceError(
+            "no node of the cluster has a CPU: start workers first (ray_jobs/sweep.py --gpus N asks an autoscaling cluster for them)"
+        )
     with_gpu = [n for n in nodes if n.get("GPU", 0.0) > 0]
     config = sweep.config
     use_gpu = bool(with_gpu) and sweep.base.runtime.device != "cpu"
@@ -113,6 +122,14 @@ def trial_resources(sweep: Sweep) -> tuple[float, float, int]:
             "lower cpus_per_trial or gpus_per_trial"
         )
     return float(cpus), float(gpus), max(1, int(cpus))
+
+
+def _other_resources(sweep: Sweep, cpus: float, gpus: float) -> bool:
+    """Whether the sweep was begun with other resources; remembers these."""
+    path, now = sweep.folder / "resources.json", [cpus, gpus, sweep.config.trials_at_once]
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    write_atomic(path, json.dumps(now) + "\n")
+    return bool(before != now)
 
 
 def _claim(sweep: Sweep) -> None:
@@ -168,7 +185,8 @@ def _tune_config(sweep: Sweep) -> Any:
     if config.stopping is not None:
         scheduler = ASHAScheduler(
             time_attr="round",
-            max_t=_most_rounds(sweep),
+            # Above the last round, so that no trial is stopped with its last report.
+            max_t=sweep.most_rounds + 1,
             grace_period=config.stopping.grace_rounds,
             reduction_factor=config.stopping.reduction_factor,
         )
@@ -194,13 +212,6 @@ def _tune_config(sweep: Sweep) -> Any:
         scheduler=scheduler,
         search_alg=search,
     )
-
-
-def _most_rounds(sweep: Sweep) -> int:
-    swept = sweep.config.parameters.get("boosting.rounds")
-    rounds = [sweep.base.boosting.rounds] if swept is None else [int(v) for v in swept.ends()]
-    # Above the last round, so that no trial is stopped with its last report.
-    return max(rounds) + 1
 
 
 def make_narrator(say: Say) -> Any:

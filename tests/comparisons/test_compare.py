@@ -104,7 +104,7 @@ def test_again_it_is_shown_and_may_grow(
     [
         ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"seeds": []}, "seeds: .* at least 1"),
-        ({"variants": {"x": {"data.prompt": "{question}"}}}, "variants share data, seeds and runtime"),
+        ({"variants": {"x": {"data.prompt": "{question}"}}}, "variants share data, seeds, strong model"),
         ({"variants": {"x": {"boosting.metod": "bagging"}}}, "variant 'x': boosting.metod"),
         ({"name": None}, "name: it is missing"),
         ({"seed": 3}, "seed: there is no such field: the fields are name, base"),
@@ -114,3 +114,16 @@ def test_mistakes(make_tiny: MakeConfig, tmp_path: Path, changes: dict[str, Any]
     with pytest.raises(ConfigError, match=message):
         load_comparison(write(tmp_path, make_tiny, **changes))
     assert cli.main(["compare", str(tmp_path / "compare.yaml")]) == 2
+
+
+def test_a_variant_that_gives_no_result_is_left_out(
+    make_tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {"good": {}, "hopeless": {"weak.training.learning_rate": 1e-9, "boosting.on_useless": "stop"}}
+    path = write(tmp_path, make_tiny, seeds=[3], variants=variants)
+    assert cli.main(["compare", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "good (2 members)" in out
+    assert "left out: hopeless: seed 3: no weak supervisor is better than the prior" in out
+    content = json.loads((tmp_path / "runs" / "ways" / "comparison.json").read_text())
+    assert [row["name"] for row in content["splits"][0]["variants"]] == ["good"]

@@ -20,7 +20,7 @@ from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.core.voting import mixture
 from ensemw2s.engine.results import SYSTEMS, comparable
-from ensemw2s.errors import RunDirectoryError, UserError
+from ensemw2s.errors import ArtifactError, RunDirectoryError, UserError
 from ensemw2s.runs.store import RunStore
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -198,12 +198,13 @@ def test_a_damaged_member_is_made_anew(make_tiny: MakeConfig, tmp_path: Path, fi
     first = run(config)
     weights = first.run_dir / "members/01/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    (first.run_dir / "report.html").unlink(missing_ok=True)
-    manifest = json.loads((first.run_dir / "manifest.json").read_text())
-    for stage in ("results", "report"):
-        del manifest["stages"][stage]
-    (first.run_dir / "manifest.json").write_text(json.dumps(manifest))
+    # The others would vote otherwise without it, so nothing is labelled; and looking changes nothing.
+    manifest = (first.run_dir / "manifest.json").read_bytes()
+    with pytest.raises(ArtifactError, match=r"damaged file members/01/model\.safetensors"):
+        api.load_ensemble(first.run_dir)
+    assert (first.run_dir / "manifest.json").read_bytes() == manifest
     again = run(config)
+    assert again.ran
     assert comparable(again.results) == comparable(finished[1].results)
     events = [json.loads(line) for line in (first.run_dir / "events.jsonl").read_text().splitlines()]
     assert any(e["event"] == "artifact_damaged" and e["stage"] == "member-01" for e in events)

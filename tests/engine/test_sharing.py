@@ -58,3 +58,25 @@ def test_a_second_run_takes_what_is_equal(make_tiny: MakeConfig, tmp_path: Path)
     trainings = [w for w in found(shared) if w.endswith("training")]
     assert trainings == ["round 1 of 2: training"]
     assert "student ceiling" in found(shared)
+
+
+def test_keys_tell_models_apart(make_tiny: MakeConfig, tmp_path: Path, tiny_weak: Path) -> None:
+    """Files of one hub repository, layers, and the content of a local folder."""
+    import shutil
+
+    from ensemw2s.config import ModelConfig
+    from ensemw2s.engine.keys import pretrained_key
+
+    hub = [
+        ModelConfig(path="nobody/nothing"),
+        ModelConfig(path="nobody/nothing", revision="v2"),
+        ModelConfig(path="nobody/nothing", gguf_file="a.gguf"),
+        ModelConfig(path="nobody/nothing", gguf_file="b.gguf"),
+        ModelConfig(path="nobody/nothing", drop_layers="1"),
+    ]
+    assert len({pretrained_key(model) for model in hub}) == len(hub)
+    copy = shutil.copytree(tiny_weak, tmp_path / "copy")
+    same = pretrained_key(ModelConfig(path=str(tiny_weak)))
+    assert pretrained_key(ModelConfig(path=str(copy), label="another name")) == same
+    (copy / "modeling_own.py").write_text("x = 1")
+    assert pretrained_key(ModelConfig(path=str(copy))) != same

@@ -103,3 +103,38 @@ def test_a_label_model_needs_choices(make_tiny: MakeConfig, free_questions: Path
     with pytest.raises(ConfigError, match=r"vote.label_model uniform .* needs multiple-choice data"):
         api.run(ExperimentConfig.model_validate(config))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("rule", ["confidence", "agreement"])
+def test_students_are_taught_what_is_kept(
+    bagged: RunContext, make_tiny: MakeConfig, tmp_path: Path, rule: str
+) -> None:
+    """Half of the labels, the surest ones; the accuracy of the taught labels is reported beside that of all."""
+    import pyarrow.parquet as pq
+
+    boosting = {"rounds": 3, "method": "bagging"}
+    config = make_tiny(
+        tmp_path,
+        **LEARNS,
+        boosting=boosting,
+        vote__rounds="all",
+        labels={"keep_by": rule, "keep": 0.5},
+        strong__training__epochs=1,
+    )
+    result = api.run(ExperimentConfig.model_validate(config))
+    rows = pq.read_table(result.run_dir / "labels" / "ensemble.parquet").to_pylist()
+    truth = {s.id: s.answer for s in bagged.splits["hard_train"].samples}
+    taught = [r for r in rows if r["taught"]]
+    assert len(taught) == -(-len(rows) // 2)
+
+    def rank(row: dict[str, Any]) -> tuple[float, float]:
+        agreed = float(np.mean([v == row["label"] for v in row["votes"]])) if rule == "agreement" else 0.0
+        return agreed, row["confidence"]
+
+    assert min(rank(r) for r in taught) >= max(rank(r) for r in rows if not r["taught"])
+    store = RunStore(result.run_dir)
+    assert store.require("student-ensemble").info["samples"] == len(taught)
+    assert store.require("student-ceiling").info["samples"] == len(rows)
+    right = np.mean([truth[r["id"]] == r["label"] for r in taught])
+    assert result.results["taught_label_accuracy"]["ensemble"]["value"] == pytest.approx(right)
+    assert result.results["taught_label_accuracy"]["ensemble"]["n"] == len(taught)

@@ -37,7 +37,7 @@ def test_an_entry_comes_back(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "cache" / key[:2]).iterdir()] == [key]
 
 
-@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "half written"])
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "half written", "half removed"])
 def test_a_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
     cache, folder = ResultCache(tmp_path / "cache"), tmp_path / "model"
     folder.mkdir()
@@ -54,13 +54,14 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
     elif damage == "half written":
         target.write_bytes(b"12345")
         (place / "entry.json").write_text('{"schema": 1, "pay')
+    elif damage == "half removed":
+        (place / "entry.json").unlink()
     assert cache.get(key) is None
     (folder / "weights").write_bytes(b"12345")
-    if damage != "half written":
-        cache.put(key, {"again": True}, files=folder)
-        again = cache.get(key)
-        assert again is not None
-        assert again.payload == {"again": True}
+    cache.put(key, {"again": True}, files=folder)
+    again = cache.get(key)
+    assert again is not None
+    assert again.payload == {"again": True}
 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:

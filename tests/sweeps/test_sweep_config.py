@@ -52,6 +52,11 @@ def test_a_trial_is_the_base_with_its_values(make_tiny: MakeConfig, tmp_path: Pa
         ({"parameters": {"boosting.learning_rate": {"loguniform": [0.0, 1.0]}}}, "above 0"),
         ({"parameters": {"runtime.threads": {"grid": [1, 2]}}}, "does not change what a trial computes"),
         ({"set": {"boosting.learning_rate": 1.0}}, "under set and under parameters"),
+        ({"stopping": {"grace_rounds": 9}}, "grace_rounds: 9 is more than the 2 rounds"),
+        (
+            {"parameters": {"boosting.rounds": {"uniform": [2, 4]}}},
+            r"parameters\.boosting\.rounds: boosting\.rounds: 2\.7",
+        ),
         ({"search": "optuna"}, "write choice instead of grid"),
         ({"name": None}, "name: it is missing"),
         ({"trails": 3}, "trails: there is no such field: the fields are name, base"),
@@ -72,3 +77,4 @@ def test_an_experiment_is_no_sweep(make_tiny: MakeConfig, tmp_path: Path) -> Non
 def test_ends_of_a_range_stand_for_it() -> None:
     assert ParameterConfig(randint=(1, 4)).ends() == [1, 4]
     assert ParameterConfig(choice=("a", None)).ends() == ["a", None]
+    assert ParameterConfig(uniform=(0.0, 1.0)).ends() == [0.0, 1.0, 0.37]
