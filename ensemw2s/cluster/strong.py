@@ -139,8 +139,10 @@ def _train_worker(payload: dict[str, Any]) -> None:
         if (finished_folder(task) / OUTCOME).is_file():
             continue
         with nullcontext() if latest is None else latest.as_directory() as folder:
-            fits = folder is not None and _fits(Path(folder), task, ray.train.get_context().get_world_size())
-            _train_one(payload, task, Path(folder) if fits else None)
+            saved = None if folder is None else Path(folder)
+            if saved is not None and not _fits(saved, task, ray.train.get_context().get_world_size()):
+                saved = None
+            _train_one(payload, task, saved)
         torch.distributed.barrier()
 
 

@@ -123,7 +123,9 @@ class SlotLayer(CacheLayerMixin):
         # the texts grow. A buffer that was large for texts now gone becomes small again.
         width = self.get_seq_length() + left + right
         new_columns = max(MIN_COLUMNS, 2 * width if right else width + MIN_COLUMNS)
-        new_rows = rows if capacity_rows == 0 else 2 * rows
+        new_rows = rows
+        if capacity_rows:
+            new_rows = 2 * rows if rows > capacity_rows else min(2 * rows, capacity_rows)
         kept, live = min(self._rows, capacity_rows), slice(self._begin, self._end)
         begin, end = left, left + self.get_seq_length()
         for name in ("keys", "values"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -23,6 +24,11 @@ from ensemw2s.serving.voter import Voter
 
 T = TypeVar("T")
 RETRY_SECONDS = 0.2
+LABEL_CHOICES = 128
+"""choices that are scored between two decode steps"""
+LABEL_CHARACTERS = 2**18
+"""characters that are read for them, each choice with its question"""
+_LOG = logging.getLogger(__name__)
 
 
 class VoteBackend:
@@ -54,6 +60,9 @@ class VoteBackend:
             for name, ensemble in run.ensembles.items()
         }
         self._models = {name: voter.model for name, voter in self._voters.items()}
+        for name, model in self._models.items():
+            if model.unanswerable is not None:
+                _LOG.warning("%s: %s", name, model.unanswerable)
         members.on_return(self._returned)
         self._loop = VoteLoop(self._voters, settings.member_seconds)
 
@@ -88,8 +97,8 @@ class VoteBackend:
         voter = self._voters[model]
         results: dict[int, LabelResult] = {}
         choosing = [i for i, s in enumerate(samples) if s.choices is not None]
-        for begin in range(0, len(choosing), LABEL_BATCH):
-            rows = choosing[begin : begin + LABEL_BATCH]
+        for group in label_batches([samples[i] for i in choosing]):
+            rows = [choosing[place] for place in group]
             chosen = await self._retried(voter, partial(voter.choose, [samples[i] for i in rows]))
             results.update(zip(rows, chosen, strict=True))
         free = [i for i in range(len(samples)) if i not in results]
@@ -111,6 +120,7 @@ class VoteBackend:
                 votes=None,
                 tokens=len(prompt),
                 voters=answer.voters or 0,
+                spoken=len(answer.steps),
             )
             for answer, prompt in zip(answers, prompts, strict=True)
         ]
@@ -142,12 +152,27 @@ class VoteBackend:
 
     async def close(self, seconds: float) -> None:
         """Drain and end."""
-        await asyncio.to_thread(self._loop.close, seconds)
-        self._members.close()
+        try:
+            await asyncio.to_thread(self._loop.close, seconds)
+        finally:
+            self._members.close()
 
 
-LABEL_BATCH = 32
-"""questions that are scored between two decode steps"""
+def label_batches(samples: Sequence[Sample]) -> Iterator[range]:
+    """Places of questions with choices that are scored together, one question at least.
+
+    Every choice is read behind its question: what counts is how many there are and how much is read.
+    """
+    begin = choices = characters = 0
+    for place, sample in enumerate(samples):
+        given = sample.choices or ()
+        more = len(given) * len(sample.question) + sum(len(choice) for choice in given)
+        if place > begin and (choices + len(given) > LABEL_CHOICES or characters + more > LABEL_CHARACTERS):
+            yield range(begin, place)
+            begin, choices, characters = place, 0, 0
+        choices, characters = choices + len(given), characters + more
+    if samples:
+        yield range(begin, len(samples))
 
 
 def local_backend(run: OpenedRun, settings: ServeSettings) -> VoteBackend:

@@ -30,6 +30,8 @@ def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         from ensemw2s.serving.keys import ApiKeys
 
         ApiKeys(settings.api_keys)
+        # Processes of Ray have another working folder. Links stay: a mounted secret is changed by moving one.
+        settings = settings.model_copy(update={"api_keys": settings.api_keys.absolute()})
     models = tuple(arguments.models) if arguments.models else None
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"

@@ -84,7 +84,7 @@ class Vote:
         from ensemw2s.serving.backend import VoteBackend
         from ensemw2s.serving.ray_members import ServeMembers
 
-        logging.getLogger("ensemw2s.serving").setLevel(logging.INFO)
+        log_requests()
         self._settings = settings
 
         def load() -> VoteBackend:
@@ -108,6 +108,17 @@ class Vote:
         """
         drained: bool = await self._app.state.admission.drain(self._settings.drain_seconds)
         return drained
+
+
+def log_requests() -> None:
+    """Write a line a request to the replica's own log; Ray gives the loggers of an application no handler."""
+    logger = logging.getLogger("ensemw2s.serving")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+    logger.propagate = False
 
 
 def build(arguments: Arguments) -> Application:

@@ -19,6 +19,9 @@ TYPES = {
     504: "timeout_error",
 }
 
+#: Problems of one request that are looked at.
+MAX_PROBLEMS = 32
+
 
 class ApiError(Exception):
     """An answer that is an error.
@@ -64,6 +67,7 @@ def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first problem that pydantic found, in one sentence. What the client sent is not repeated."""
+    problems = problems[:MAX_PROBLEMS]
     first = problems[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")

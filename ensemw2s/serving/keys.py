@@ -75,9 +75,9 @@ class ApiKeys:
             key = line.strip()
             if not key or key.startswith("#"):
                 continue
-            if len(key) < MIN_LENGTH or any(c.isspace() for c in key):
+            if len(key) < MIN_LENGTH or not key.isascii() or any(c.isspace() for c in key):
                 raise ConfigError(
-                    f"{self._path}:{number} is no API key: at least {MIN_LENGTH} characters without spaces, "
+                    f"{self._path}:{number} is no API key: at least {MIN_LENGTH} ASCII characters without spaces, "
                     "for example from `openssl rand -hex 24`"
                 )
             digests.append(_digest(key))

@@ -103,7 +103,10 @@ class VoteLoop:
             for model in self._voters:
                 self._fail(model, Unavailable("the server is shutting down"))
             while self._jobs:
-                self._jobs.popleft()[1].set_exception(Unavailable("the server is shutting down"))
+                future = self._jobs.popleft()[1]
+                # Whoever waited may have gone.
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(Unavailable("the server is shutting down"))
             self._wake.notify()
         self._thread.join(timeout=max(5.0, seconds))
 

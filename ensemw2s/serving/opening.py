@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from ensemw2s.serving.members import quiet
 from ensemw2s.settings import absolute_paths, load_config
 
 MODELS = ("ensemble", "student")
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

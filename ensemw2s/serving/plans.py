@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemw2s.core.sampling import SamplingParams
+from ensemw2s.data.samples import Sample, content_id
 from ensemw2s.engine.decoding.messages import DecodeRequest
 from ensemw2s.serving.errors import invalid
 from ensemw2s.serving.prompts import chat_prompt, check_lengths, check_model, completion_prompts
 from ensemw2s.serving.protocol import ServedModel
 from ensemw2s.serving.rows import row_seeds
-from ensemw2s.serving.schemas import ChatRequest, CompletionRequest, Shared
+from ensemw2s.serving.schemas import ChatRequest, CompletionRequest, LabelRequest, Shared
 from ensemw2s.serving.settings import ServeSettings
 
 
@@ -66,6 +67,32 @@ def plan_chat(body: ChatRequest, models: Mapping[str, ServedModel], settings: Se
     limit = check_lengths(model, [prompt], asked, settings, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _plan(body, model, [prompt], limit, logprobs, "top_logprobs", settings)
+
+
+def plan_label(
+    body: LabelRequest, models: Mapping[str, ServedModel], settings: ServeSettings
+) -> tuple[ServedModel, list[Sample]]:
+    """Check a label request; raises ApiError."""
+    model, questions = check_model(models, body.model), body.questions
+    if len(questions) > settings.max_rows:
+        raise invalid("input", f"input: {len(questions)} questions, one request takes {settings.max_rows}")
+    choices = sum(len(q.choices or ()) for q in questions)
+    if choices > settings.max_choices:
+        raise invalid(
+            "input", f"input: {choices} choices in all, one request takes {settings.max_choices}: send fewer"
+        )
+    if choices and model.unanswerable is not None:
+        raise invalid("input", f"input: {model.unanswerable}", "unsupported_value")
+    samples = [
+        Sample(
+            q.id or content_id(q.question, q.choices),
+            q.question,
+            tuple(q.choices) if q.choices else None,
+            None,
+        )
+        for q in questions
+    ]
+    return model, samples
 
 
 def _plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +43,8 @@ class LabelResult:
         scores: per choice its share of the vote (softmax over the choices' scores); empty without choices.
         votes: member -> its own choice (index), or None where the answer was generated.
         tokens: tokens of the question (and choices) that were read.
+        voters: the fewest members that voted on any part of it.
+        spoken: tokens that were generated, 0 for a question with choices.
     """
 
     choice: int | None
@@ -52,6 +54,7 @@ class LabelResult:
     votes: Mapping[str, int] | None
     tokens: int
     voters: int
+    spoken: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ServedModel:
         prompt: template of the run's questions, with ``{question}``.
         add_bos: put the begin-of-text token before a prompt.
         created: Unix time.
-        end_ids: token ids that end a text.
+        unanswerable: why questions with choices are refused; None where they are answered.
     """
 
     name: str
@@ -80,7 +83,7 @@ class ServedModel:
     prompt: str
     add_bos: bool
     created: int
-    end_ids: frozenset[int] = frozenset()
+    unanswerable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,6 @@ class Health:
     ok: bool
     members: Mapping[str, tuple[int, int]]
     rows: int = 0
-    details: Mapping[str, str] = field(default_factory=dict)
 
 
 Sink = Callable[[Sequence[StepOutput] | BaseException], None]

@@ -20,7 +20,8 @@ PATIENCE_SECONDS = 2.0
 """a call that takes longer is looked after: is there a replica that works on it?"""
 PROBE_SECONDS = 3.0
 PAUSE_SECONDS = 0.3
-_LOST = (ray.exceptions.RayActorError, ray.exceptions.TaskCancelledError, RayServeException, TimeoutError)
+# Whatever Ray says but an error of the member's own code: the replica, its node or the answer is gone.
+_LOST = (ray.exceptions.RayError, RayServeException, TimeoutError)
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,7 +55,12 @@ class ServeMembers:
             last.settle()
         if not self._alive[slot]:
             raise WorkerFailure(f"member {slot} is being replaced")
-        pending = ServePending(self, slot, self._handles[slot].call.remote(method, args), self._seconds)
+        try:
+            response = self._handles[slot].call.remote(method, args)
+        except _LOST as error:
+            self.lost(slot)
+            raise WorkerFailure(f"member {slot} cannot be called ({type(error).__name__})") from error
+        pending = ServePending(self, slot, response, self._seconds)
         self._last[slot] = pending
         return pending
 
@@ -73,22 +79,30 @@ class ServeMembers:
 
     def answers(self, slot: int) -> bool:
         """Whether a replica answers now, beside whatever it works on."""
-        response = self._handles[slot].ping.remote()
+        response: DeploymentResponse | None = None
         try:
+            response = self._handles[slot].ping.remote()
             response.result(timeout_s=PROBE_SECONDS)
-        except (ray.exceptions.RayError, RayServeException, TimeoutError):
-            response.cancel()
+        except _LOST:
+            if response is not None:
+                response.cancel()
             return False
         return True
 
     def _probe(self, slot: int) -> None:
         while not self._closed.wait(PAUSE_SECONDS):
-            if self.answers(slot):
-                _LOG.warning("member %d is back", slot)
+            try:
+                if not self.answers(slot):
+                    continue
                 self._alive[slot] = True
                 for callback in self._callbacks:
                     callback(slot)
-                return
+            except Exception:
+                # Without this thread the member would be down for ever.
+                _LOG.exception("member %d could not be asked; it is asked again", slot)
+                continue
+            _LOG.warning("member %d is back", slot)
+            return
 
     def close(self) -> None:
         self._closed.set()
@@ -117,7 +131,12 @@ class ServePending:
         except _LOST as error:
             self._members.lost(self._slot)
             self._error = WorkerFailure(f"member {self._slot} did not answer ({type(error).__name__})")
-        self._settled = True
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._settled = True
 
     def _wait(self) -> Any:
         # Serve keeps a call until there is a replica to take it, however long that takes: whether there is one is asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ensemw2s.serving.errors import ApiError, unsupported
 
@@ -19,17 +19,32 @@ def _writable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_writable)]
 TokenId = Annotated[int, Field(ge=0)]
+# A list ends at its first wrong item: a million of them would be a million errors, made in the event loop.
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Stop = Text | Annotated[list[Text], Field(max_length=16)] | None
+Stop = Text | Annotated[list[Text], Field(fail_fast=True, max_length=16)] | None
 
 
 class Body(BaseModel):
     """A JSON object; numbers are numbers, not texts of numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, data: Any) -> Any:
+        """Leave one name that is not known, which is refused: one error says it, however many there are."""
+        if not isinstance(data, dict):
+            return data
+        unknown = [name for name in data if name not in cls.model_fields]
+        if len(unknown) < 2:
+            return data
+        dropped = set(unknown[1:])
+        return {name: value for name, value in data.items() if name not in dropped}
 
 
 class StreamOptions(Body):
@@ -53,7 +68,7 @@ class Shared(Body):
     user: Text | None = Field(None, description="taken and not used")
     presence_penalty: float | None = Field(None, description="0 only")
     frequency_penalty: float | None = Field(None, description="0 only")
-    logit_bias: dict[Text, float] | None = Field(None, description="empty only")
+    logit_bias: dict[str, Any] | None = Field(None, description="empty only")
 
     def check(self) -> None:
         """Refuse what cannot be honoured.
@@ -87,7 +102,7 @@ class Shared(Body):
 class CompletionRequest(Shared):
     """``/v1/completions``."""
 
-    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    prompt: Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = False
@@ -117,7 +132,7 @@ class ChatMessage(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
     name: Text | None = Field(None, description="taken and not used")
     refusal: None = None
 
@@ -130,7 +145,7 @@ class ChatMessage(Body):
 class ChatRequest(Shared):
     """``/v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = False
@@ -153,9 +168,9 @@ class Question(Body):
     """A question to be labelled."""
 
     question: Annotated[Text, Field(min_length=1)]
-    choices: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=2)] | None = Field(
-        None, description="left out: the answer is generated"
-    )
+    choices: (
+        Annotated[list[Annotated[Text, Field(min_length=1)]], Field(fail_fast=True, min_length=2)] | None
+    ) = Field(None, description="left out: the answer is generated")
     id: Text | None = Field(None, description="given back with the label")
 
 
@@ -163,7 +178,7 @@ class LabelRequest(Body):
     """``/v1/label``: one question, or a list of them."""
 
     model: Text = "ensemble"
-    input: Question | Annotated[list[Question], Field(min_length=1)]
+    input: Question | Annotated[list[Question], Field(fail_fast=True, min_length=1)]
 
     @property
     def questions(self) -> list[Question]:

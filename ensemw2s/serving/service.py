@@ -13,15 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ensemw2s.data.samples import Sample, content_id
 from ensemw2s.errors import DataError
 from ensemw2s.serving import wire
 from ensemw2s.serving.admission import Admission, Ticket
 from ensemw2s.serving.errors import ApiError, invalid
 from ensemw2s.serving.guard import describe, internal_error
 from ensemw2s.serving.metrics import Metrics
-from ensemw2s.serving.plans import Plan, plan_chat, plan_completion
-from ensemw2s.serving.prompts import check_model
+from ensemw2s.serving.plans import Plan, plan_chat, plan_completion, plan_label
 from ensemw2s.serving.protocol import Backend, ServedModel, Unavailable
 from ensemw2s.serving.rows import Answer, ClientGone, collect_rows, decode_rows, unless_gone
 from ensemw2s.serving.schemas import ChatRequest, CompletionRequest, LabelRequest
@@ -68,17 +66,21 @@ class Service:
         self, plan: Plan, body: CompletionRequest, scores: Sequence[Any] | None, answers: list[Answer]
     ) -> Response:
         model, choices = plan.model, []
+        # Prompts are scored where they are echoed only.
+        begins = [wire.text_begins(model, ids) for ids in plan.prompts] if scores is not None else []
         for index in range(len(plan.prompts) * plan.n):
             ids = plan.prompts[index // plan.n]
             answer = answers[index] if answers else Answer(finish="length")
-            text, scored, offset = answer.text, wire.scored_answer(model, answer), 0
+            text, scored = answer.text, wire.scored_answer(answer)
             if body.echo:
-                text = str(model.tokenizer.decode(ids.tolist(), skip_special_tokens=False)) + text
+                echo = str(model.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+                text, scored = echo + text, wire.scored_answer(answer, len(echo))
                 if scores is not None:
-                    scored = wire.scored_prompt(ids, scores[index // plan.n]) + scored
+                    place = index // plan.n
+                    scored = wire.scored_prompt(ids, scores[place], begins[place]) + scored
             logprobs = None
             if plan.logprobs is not None:
-                logprobs = wire.completion_logprobs(model, scored, plan.logprobs, offset)
+                logprobs = wire.completion_logprobs(model, scored, plan.logprobs)
             reason = wire.finish_reason(answer.finish)
             choices.append({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
         voted = [a.voters for a in answers if a.voters is not None] + [s.voters for s in scores or ()]
@@ -94,7 +96,7 @@ class Service:
             answers = await self._collect(plan)
             choices = []
             for index, answer in enumerate(answers):
-                scored = wire.scored_answer(plan.model, answer)
+                scored = wire.scored_answer(answer)
                 logprobs = (
                     None if plan.logprobs is None else wire.chat_logprobs(plan.model, scored, plan.logprobs)
                 )
@@ -110,21 +112,7 @@ class Service:
 
     async def label(self, body: LabelRequest, request: Request) -> Response:
         """``/v1/label``."""
-        model = check_model(self._backend.models, body.model)
-        questions = body.questions
-        if len(questions) > self._settings.max_rows:
-            raise invalid(
-                "input", f"input: {len(questions)} questions, one request takes {self._settings.max_rows}"
-            )
-        samples = [
-            Sample(
-                q.id or content_id(q.question, q.choices),
-                q.question,
-                tuple(q.choices) if q.choices else None,
-                None,
-            )
-            for q in questions
-        ]
+        model, samples = plan_label(body, self._backend.models, self._settings)
 
         async def work() -> Response:
             try:
@@ -133,12 +121,14 @@ class Service:
                 raise invalid("input", f"input: {error}") from None
             data = wire.label_data([s.id for s in samples], results)
             tokens = sum(r.tokens for r in results)
+            spoken = sum(r.spoken for r in results)
             self._metrics.tokens.labels(model.name, "prompt").inc(tokens)
+            self._metrics.tokens.labels(model.name, "completion").inc(spoken)
             voted = wire.voters(model, [r.voters for r in results])
             content = {
                 **wire.head("list", model, "label"),
                 "data": data,
-                "usage": wire.usage(tokens, 0),
+                "usage": wire.usage(tokens, spoken),
                 "ensemw2s": voted,
             }
             return JSONResponse(content, headers=wire.voted_header(voted))
@@ -257,9 +247,11 @@ class Service:
             started = True
         finally:
             if not started:
-                await batches.aclose()
-                if ticket is not None:
-                    ticket.release()
+                try:
+                    await batches.aclose()
+                finally:
+                    if ticket is not None:
+                        ticket.release()
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         writer = StreamWriter(kind, plan, include_usage)
 

@@ -27,6 +27,9 @@ class ServeSettings(Section):
     max_rows: PositiveInt = Field(
         128, description="prompts times n of one request; questions of one label request"
     )
+    max_choices: PositiveInt = Field(
+        2048, description="choices of one label request, those of all its questions together"
+    )
     max_n: PositiveInt = Field(16, description="answers to one prompt")
     max_logprobs: Annotated[int, Field(ge=0, le=64)] = Field(20, description="alternatives a token")
     max_concurrent: PositiveInt = Field(64, description="requests that are worked on at a time")

@@ -61,9 +61,13 @@ class EventStream(Response):
         finally:
             for task in (sending, watching):
                 task.cancel()
-            results = await asyncio.gather(sending, watching, return_exceptions=True)
-            # Writing to a closed connection is how some servers tell that a client is gone.
-            self._closed(gone or isinstance(results[0], OSError))
+            cut = True
+            try:
+                results = await asyncio.gather(sending, watching, return_exceptions=True)
+                # Writing to a closed connection is how some servers tell that a client is gone.
+                cut = isinstance(results[0], OSError)
+            finally:
+                self._closed(gone or cut)
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._chunks) as chunks:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from ensemw2s.engine.decoding.messages import StepOutput
 from ensemw2s.serving import wire
 from ensemw2s.serving.plans import Plan
-from ensemw2s.serving.prompts import token_text
 from ensemw2s.serving.rows import Answer
 from ensemw2s.serving.stream import event
 
@@ -62,7 +61,7 @@ class StreamWriter:
         for index, step in batch:
             row = self._rows[index]
             changed[index] = changed.get(index, "") + step.text
-            row.add(step, len(token_text(self._plan.model, step.decision.token)))
+            row.answer.add(step)
         events = []
         for index, text in changed.items():
             row = self._rows[index]
@@ -98,8 +97,7 @@ class StreamWriter:
             return choice
         choice["text"] = text
         if plan.logprobs is not None and entries:
-            offset = row.offset_of_first_released
-            choice["logprobs"] = wire.completion_logprobs(plan.model, entries, plan.logprobs, offset)
+            choice["logprobs"] = wire.completion_logprobs(plan.model, entries, plan.logprobs)
         return choice
 
     def _event(self, choices: list[dict[str, Any]]) -> bytes:
@@ -116,24 +114,14 @@ class _Row:
     def __init__(self) -> None:
         self.answer = Answer()
         self.sent = 0
-        self.offset_of_first_released = 0
-        self._begins: list[int] = []
-        self._length = 0
-
-    def add(self, step: StepOutput, length: int) -> None:
-        self.answer.add(step)
-        self._begins.append(self._length)
-        self._length += length
 
     def release(self) -> list[StepOutput]:
         """Steps whose tokens can be sent now."""
         answer = self.answer
         end = len(answer.steps)
         if answer.finish in (None, "stop"):
-            while end > self.sent and self._begins[end - 1] >= len(answer.text):
+            while end > self.sent and answer.steps[end - 1].begins >= len(answer.text):
                 end -= 1
         ready = answer.steps[self.sent : end]
-        if ready:
-            self.offset_of_first_released = self._begins[self.sent]
         self.sent = max(self.sent, end)
         return ready

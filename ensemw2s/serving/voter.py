@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from ensemw2s.errors import WorkerFailure
 from ensemw2s.models.scoring import MAX_HEAD_VALUES
 from ensemw2s.serving.members import Part
 from ensemw2s.serving.protocol import LabelResult, ServedModel, TextScores
+
+#: Label models without truth: fitted to the very questions that they label.
+FITTED_TO_QUESTIONS = ("dawid_skene", "glad")
 
 
 class Voter:
@@ -81,13 +85,17 @@ class Voter:
             prompt=ctx.config.data.prompt,
             add_bos=ctx.config.data.add_bos,
             created=created,
-            end_ids=frozenset(int(e) for e in ends),
+            unanswerable=self._unanswerable(),
         )
 
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """Its members' slots in the whole pool."""
-        return self._pool.slots
+    def _unanswerable(self) -> str | None:
+        rule = self._ctx.config.vote.label_model
+        if rule not in FITTED_TO_QUESTIONS or len(self._ensemble.refs) == 1:
+            return None
+        return (
+            f"vote.label_model {rule} of this run is fitted to all questions together, so an answer would depend on "
+            "what is asked beside it: give questions with choices to `ensemw2s label`, or serve a run with another label model"
+        )
 
     @property
     def alive(self) -> list[int]:
@@ -119,20 +127,25 @@ class Voter:
         """
         asked, refs, alphas = self._voting()
         k = min(max(self._ctx.config.vote.top_k, top), self._vocab_size)
-        says = self._ask_all(asked, "text_begin", list(texts), k)
         targets = np.concatenate([t[1:] for t in texts])
-        vote = StepVote(
-            says,
-            alphas,
-            self._vocab_size,
-            [Goal(SamplingParams(), top=top, drawn=int(t)) for t in targets],
-            lambda method, rows, *args: self._ask_all(asked, method.replace("decode_", "text_"), rows, *args),
-            places=asked,
-            n_members=len(self._ensemble.refs),
-        )
-        decisions = vote.decide()
-        for place in asked:
-            self._pool.submit(place, "text_end", refs[place]).result()
+        try:
+            vote = StepVote(
+                self._ask_all(asked, "text_begin", list(texts), k),
+                alphas,
+                self._vocab_size,
+                [Goal(SamplingParams(), top=top, drawn=int(t)) for t in targets],
+                lambda method, rows, *args: self._ask_all(
+                    asked, method.replace("decode_", "text_"), rows, *args
+                ),
+                places=asked,
+                n_members=len(self._ensemble.refs),
+            )
+            decisions = vote.decide()
+        finally:
+            # A member that has failed holds nothing.
+            for place in asked:
+                with contextlib.suppress(WorkerFailure):
+                    self._pool.submit(place, "text_end", refs[place]).result()
         result, begin = [], 0
         for text in texts:
             own = decisions[begin : begin + len(text) - 1]

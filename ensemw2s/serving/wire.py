@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemw2s.engine.decoding.messages import Finish, StepOutput
+from ensemw2s.engine.decoding.text import beginnings
 from ensemw2s.serving.prompts import token_text
 from ensemw2s.serving.protocol import LabelResult, ServedModel, TextScores
 from ensemw2s.serving.rows import Answer
@@ -17,8 +18,9 @@ from ensemw2s.serving.rows import Answer
 # JSON has no infinity; this is what other servers of this interface write for a probability of 0.
 LOWEST = -9999.0
 
-Scored = tuple[int, float | None, Sequence[tuple[int, float]]]
-"""a token, its log-probability (None for a text's first), and the most probable tokens with theirs"""
+Scored = tuple[int, float | None, Sequence[tuple[int, float]], int]
+"""a token, its log-probability (None for a text's first), the most probable tokens with theirs, and where its text
+begins"""
 
 
 def head(kind: str, model: ServedModel, prefix: str) -> dict[str, Any]:
@@ -77,50 +79,48 @@ def voters_of(step: StepOutput) -> int:
     return sum(1 for say in step.decision.members if say is not None)
 
 
-def scored_prompt(ids: np.ndarray, scores: TextScores) -> list[Scored]:
+def text_begins(model: ServedModel, ids: np.ndarray) -> list[int]:
+    """Where the text of each token of a prompt begins, special tokens being text."""
+
+    def decode(tokens: list[int]) -> str:
+        return str(model.tokenizer.decode(tokens, skip_special_tokens=False))
+
+    return beginnings(decode, ids.tolist())
+
+
+def scored_prompt(ids: np.ndarray, scores: TextScores, begins: Sequence[int]) -> list[Scored]:
     """The tokens of a prompt with their scores."""
-    first: list[Scored] = [(int(ids[0]), None, ())]
-    pairs = zip(ids[1:], scores.logprobs, scores.top, strict=True)
-    return first + [(int(token), float(value), top) for token, value, top in pairs]
+    first: list[Scored] = [(int(ids[0]), None, (), begins[0])]
+    rest = zip(ids[1:], scores.logprobs, scores.top, begins[1:], strict=True)
+    return first + [(int(token), float(value), top, begin) for token, value, top, begin in rest]
 
 
-def scored_step(step: StepOutput) -> Scored:
-    """A voted token with its scores."""
+def scored_step(step: StepOutput, offset: int = 0) -> Scored:
+    """A voted token with its scores; `offset` characters stand before the answer."""
     top = [(token, float(np.log(max(p, 1e-300)))) for token, p in step.decision.top]
-    return step.decision.token, step.decision.logprob, top
+    return step.decision.token, step.decision.logprob, top, offset + step.begins
 
 
-def scored_answer(model: ServedModel, answer: Answer) -> list[Scored]:
+def scored_answer(answer: Answer, offset: int = 0) -> list[Scored]:
     """The tokens of an answer, end-of-text included (it was voted, too), without those of a stop string."""
-    if answer.finish != "stop":
-        return [scored_step(step) for step in answer.steps]
-    kept, length = [], 0
-    for step in answer.steps:
-        if length >= len(answer.text):
-            break
-        kept.append(scored_step(step))
-        length += len(token_text(model, step.decision.token))
-    return kept
+    stopped = answer.finish == "stop"
+    return [scored_step(s, offset) for s in answer.steps if not stopped or s.begins < len(answer.text)]
 
 
-def completion_logprobs(
-    model: ServedModel, scored: Sequence[Scored], n: int, offset: int = 0
-) -> dict[str, Any]:
+def completion_logprobs(model: ServedModel, scored: Sequence[Scored], n: int) -> dict[str, Any]:
     """The ``logprobs`` of ``/v1/completions``.
 
     Args:
         scored: tokens.
         n: alternatives of each.
-        offset: characters before the first token.
     """
     tokens, values, tops, offsets = [], [], [], []
-    for token, value, top in scored:
+    for token, value, top, begin in scored:
         text = token_text(model, token)
         tokens.append(text)
         values.append(None if value is None else max(value, LOWEST))
         tops.append(None if value is None else _top_by_text(model, top[:n], text, value))
-        offsets.append(offset)
-        offset += len(text)
+        offsets.append(begin)
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
@@ -138,7 +138,7 @@ def _top_by_text(
 def chat_logprobs(model: ServedModel, scored: Sequence[Scored], n: int) -> dict[str, Any]:
     """The ``logprobs`` of ``/v1/chat/completions``."""
     content = []
-    for token, value, top in scored:
+    for token, value, top, _ in scored:
         entry = _chat_token(model, token, 0.0 if value is None else value)
         entry["top_logprobs"] = [_chat_token(model, other, logprob) for other, logprob in top[:n]]
         content.append(entry)

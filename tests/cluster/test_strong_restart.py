@@ -46,14 +46,14 @@ def train(make_tiny: MakeConfig, folder: Path, *, kill_at: int | None) -> tuple[
         ExperimentConfig.model_validate(
             make_tiny(
                 folder,
-                strong__training__epochs=30,
+                strong__training__epochs=20,
                 strong__training__deepspeed="zero2",
                 runtime={
                     "executor": "ray",
                     "device": "cpu",
                     "threads": 1,
                     "strong_workers": 2,
-                    "checkpoint_steps": 10,
+                    "checkpoint_steps": 25,
                 },
             )
         )

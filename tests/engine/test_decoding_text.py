@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from ensemw2s.engine.decoding.text import REPLACEMENT, AnswerText, TextStream
+from ensemw2s.engine.decoding.text import REPLACEMENT, AnswerText, TextStream, beginnings
 
 
 def as_bytes(tokens: list[int]) -> str:
@@ -58,6 +58,20 @@ def test_spaces_at_the_beginning_of_pieces(byte_fallback: Any) -> None:
     parts = pieces(tokens, byte_fallback.decode)
     assert parts == ["a", " bc", "d", "", "", "€", " a", "", "", "€", ""]
     assert "".join(parts) == byte_fallback.decode(tokens)
+
+
+def test_where_each_tokens_text_begins(byte_fallback: Any) -> None:
+    euro = [4 + b for b in "€".encode()]
+    # "a bcd€ a€"
+    expected = [0, 1, 4, 5, 5, 5, 6, 8, 8, 8]
+    tokens = [1, 2, 3, *euro, 1, *euro]
+    assert beginnings(byte_fallback.decode, tokens) == expected
+    text, found = AnswerText(byte_fallback.decode, ("€ a",)), []
+    for token in tokens[:7]:
+        found.append(text.length)
+        text.push(token)
+    # What is held back counts, and so does the stop string.
+    assert (found, text.length, text.stopped) == (expected[:7], 8, True)
 
 
 def answer(tokens: list[int], stop: tuple[str, ...], **more: Any) -> tuple[list[str], bool]:

@@ -110,6 +110,22 @@ def test_a_drawn_token_gets_its_probability() -> None:
     assert [d.probability for d in decisions] == pytest.approx([dense[r, 5 * r] for r in range(6)], rel=1e-12)
 
 
+def test_a_given_token_is_asked_for_by_itself() -> None:
+    """Scores of given texts: the token's own probability, not the best one's, and no whole rows for it."""
+    members = Members(distributions("peaked", 2, 8, 30, np.random.default_rng(2)))
+    dense = mixture(members.probs, np.ones(2))
+    # The second token of the first member, which the other one did not send.
+    tokens = [int(members.top(0, np.array([row]), 2).ids[0, 1]) for row in range(8)]
+    for top in (0, 1):
+        members.asked.clear()
+        goals = [Goal(GREEDY, top=top, drawn=token) for token in tokens]
+        decisions = members.vote(2, np.ones(2), goals)
+        assert [d.token for d in decisions] == tokens
+        expected = [dense[row, token] for row, token in enumerate(tokens)]
+        assert [d.probability for d in decisions] == pytest.approx(expected, rel=1e-12)
+        assert "decode_full" not in [method for method, _ in members.asked]
+
+
 def test_each_path() -> None:
     """By hand, V = 12, k = 2, alphas 1: where the answer is found."""
     v = 12

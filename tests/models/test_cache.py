@@ -97,6 +97,18 @@ def test_the_window_moves_and_the_buffers_follow() -> None:
     assert decoder._cache is None
 
 
+def test_columns_that_grow_take_no_more_rows() -> None:
+    cache = SlotCache()
+    for _ in range(3 * MIN_COLUMNS):
+        cache.update(torch.zeros(3, 1, 1, 4), torch.zeros(3, 1, 1, 4), 0)
+    assert cache.layers[0].keys.shape[0] == 3
+    other = SlotCache()
+    other.update(torch.zeros(1, 1, 5, 4), torch.zeros(1, 1, 5, 4), 0)
+    cache.join(other)
+    # Room for newcomers to come.
+    assert cache.layers[0].keys.shape[0] == 8
+
+
 def test_no_column_is_copied_at_every_step() -> None:
     cache, states = SlotCache(), torch.zeros(2, 1, 1, 4)
     moves = 0

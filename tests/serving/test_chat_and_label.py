@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import pytest
 
 from ensemw2s import api
 from ensemw2s.data.samples import Sample
-from ensemw2s.serving.backend import VoteBackend
+from ensemw2s.engine.context import RunContext
+from ensemw2s.serving.app import build_app
+from ensemw2s.serving.backend import VoteBackend, label_batches, local_backend
+from ensemw2s.serving.members import quiet
+from ensemw2s.serving.opening import open_run
 from ensemw2s.serving.prompts import plain_chat
 from ensemw2s.serving.schemas import ChatMessage
+from ensemw2s.serving.settings import ServeSettings
+from tests.serving.conftest import Client
 
 SOUNDS = ["buzz loud", "hiss low", "roar far", "chirp high"]
 
@@ -122,16 +129,53 @@ class TestLabel:
     def test_a_question_without_choices_is_answered(self, client: Any, served_run: Path) -> None:
         expected = api.load_ensemble(served_run).generate(self.QUESTIONS[0])
         mixed = [{"question": self.QUESTIONS[0]}, {"question": self.QUESTIONS[1], "choices": SOUNDS}]
-        free, chosen = client.post("/v1/label", {"input": mixed}).json()["data"]
+        answer = client.post("/v1/label", {"input": mixed}).json()
+        free, chosen = answer["data"]
         assert (free["choice"], free["label"]) == (None, expected.text)
         assert free["confidence"] == pytest.approx(expected.confidence, rel=1e-5)
         assert chosen["choice"] in range(4)
+        # Tokens of the answer that was generated, end-of-text or the stop string among them.
+        assert answer["usage"]["completion_tokens"] >= max(1, len(expected.text.split()))
+        only = client.post("/v1/label", {"input": mixed[1]}).json()["usage"]
+        assert only["completion_tokens"] == 0
 
     def test_a_question_that_is_too_long_is_the_clients_mistake(self, client: Any) -> None:
         body = {"input": {"question": "cat " * 200, "choices": SOUNDS}}
         answer = client.post("/v1/label", body)
         assert answer.status_code == 400
         assert "max_length" in answer.json()["error"]["message"]
+
+    def test_questions_are_scored_in_batches_of_choices(self) -> None:
+        def sample(n: int, characters: int = 1) -> Sample:
+            return Sample("s", "q" * characters, ("x",) * n, None)
+
+        few, many, long = sample(4), sample(300), sample(2, 2**17)
+        assert [list(b) for b in label_batches([])] == []
+        assert [len(b) for b in label_batches([few] * 70)] == [32, 32, 6]
+        assert [list(b) for b in label_batches([few, many, few, few])] == [[0], [1], [2, 3]]
+        assert [list(b) for b in label_batches([few, long, few])] == [[0], [1], [2]]
+
+    def test_label_models_that_look_at_all_questions_are_refused(
+        self, served_run: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = open_run(served_run)
+        vote = run.ctx.config.vote.model_copy(update={"label_model": "glad"})
+        ctx = RunContext(run.ctx.config.model_copy(update={"vote": vote}), run.ctx.store, quiet)
+        settings = ServeSettings()
+        backend = local_backend(replace(run, ctx=ctx), settings)
+        assert "ensemble: vote.label_model glad" in caplog.text
+        client = Client(build_app(backend, settings))
+        try:
+            question = {"question": self.QUESTIONS[0], "choices": SOUNDS}
+            answer = client.post("/v1/label", {"input": [question, {"question": self.QUESTIONS[1]}]})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+            assert "vote.label_model glad" in answer.json()["error"]["message"]
+            # One member needs no label model, and what is generated is voted token by token.
+            assert client.post("/v1/label", {"model": "student", "input": question}).status_code == 200
+            assert client.post("/v1/label", {"input": {"question": self.QUESTIONS[1]}}).status_code == 200
+        finally:
+            client.run(backend.close(5.0))
+            client.close()
 
 
 def test_models_are_described(client: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from ensemw2s.errors import ConfigError, UserError
 from ensemw2s.serving.admission import Admission
 from ensemw2s.serving.command import settings_from
 from ensemw2s.serving.errors import ApiError
+from ensemw2s.serving.loop import VoteLoop
 from ensemw2s.serving.opening import open_run
+from ensemw2s.serving.settings import ServeSettings
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -53,6 +56,9 @@ class TestRefusals:
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], executor: str) -> None:
         assert "not a run directory" in refused(capsys, str(tmp_path), "--executor", executor)
 
+    def test_ray_takes_no_port_by_itself(self, served_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--port" in refused(capsys, str(served_run), "--executor", "ray", "--port", "0")
+
     def test_every_problem_at_once(self) -> None:
         with pytest.raises(ConfigError) as caught:
             settings_from({"port": -1}, ["max_n=0", "--request_seconds=nan"])
@@ -65,6 +71,19 @@ def test_settings_from_texts() -> None:
     assert settings.on_loopback
 
 
+def test_keys_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vote's process of Ray works elsewhere; a link is followed when the file is read, not before."""
+    (tmp_path / "first").write_text("a-key-of-somebody-1\n")
+    (tmp_path / "keys").symlink_to("first")
+    monkeypatch.chdir(tmp_path)
+    given: list[ServeSettings] = []
+    monkeypatch.setattr(
+        "ensemw2s.serving.command.serve_local", lambda run, models, settings: given.append(settings)
+    )
+    assert cli.main(["serve", "a-run", "--executor", "local", "--api-keys", "keys"]) == 0
+    assert [settings.api_keys for settings in given] == [tmp_path / "keys"]
+
+
 def test_a_part_of_a_run_can_be_served(served_run: Path) -> None:
     both = open_run(served_run)
     assert list(both.ensembles) == ["ensemble", "student"]
@@ -73,6 +92,26 @@ def test_a_part_of_a_run_can_be_served(served_run: Path) -> None:
     assert (list(alone.ensembles), alone.slots("student")) == (["student"], [0])
     with pytest.raises(UserError, match="ensemble, student"):
         open_run(served_run, ("teacher",))
+
+
+def test_a_server_stops_though_a_client_went_away() -> None:
+    """Work that waited for the thread, of which one was given up, is failed; the thread ends."""
+    loop, entered, release = VoteLoop({}, 1.0), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        release.wait(60)
+
+    loop.call(hold)
+    assert entered.wait(60)
+    given_up, waiting = loop.call(lambda: 1), loop.call(lambda: 2)
+    given_up.cancel()
+    timer = threading.Timer(0.1, release.set)
+    timer.start()
+    loop.close(0.0)
+    timer.join()
+    assert "shutting down" in str(waiting.exception(60))
+    assert not loop._thread.is_alive()
 
 
 class TestAdmission:

@@ -165,6 +165,11 @@ class TestEcho:
             np.testing.assert_allclose(best, expected.max(-1), atol=1e-4)
             names = [max(top, key=top.__getitem__) for top in got["top_logprobs"][1:]]
             assert names == [tokenizer.decode([int(i)]) for i in expected.argmax(-1)]
+            ends = [*got["text_offset"][1:], len(choice["text"])]
+            pieces = [choice["text"][a:b] for a, b in zip(got["text_offset"], ends, strict=True)]
+            assert "".join(pieces) == choice["text"]
+            # Letters and spaces are a character a byte: the pieces are the tokens.
+            assert pieces == got["tokens"]
         assert [c["text"] for c in answer["choices"]] == list(self.TEXTS)
         assert answer["usage"]["completion_tokens"] == 0
 
@@ -210,6 +215,20 @@ class TestEcho:
         else:
             # The same text may have other tokens than were voted; then only the prompt's can be compared.
             assert scored["token_logprobs"][: len(ids)] == again["logprobs"]["token_logprobs"][: len(ids)]
+
+    @pytest.mark.parametrize("model", ["ensemble", "student"])
+    def test_the_alternatives_that_are_shown_do_not_change_the_scores(
+        self, complete: Complete, model: str
+    ) -> None:
+        texts = list(self.TEXTS)
+        asked = [
+            complete(model=model, prompt=texts, echo=True, logprobs=n, max_tokens=0)["choices"]
+            for n in (0, 1, 3)
+        ]
+        for choices in zip(*asked, strict=True):
+            first, *others = [choice["logprobs"]["token_logprobs"] for choice in choices]
+            for other in others:
+                np.testing.assert_allclose(first[1:], other[1:], atol=1e-6)
 
     def test_a_single_token(self, complete: Complete) -> None:
         choice = complete(prompt=[5], echo=True, logprobs=1, max_tokens=0)["choices"][0]

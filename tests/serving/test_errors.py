@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
+
+from ensemw2s.serving.schemas import ChatRequest, CompletionRequest, LabelRequest
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -40,6 +43,7 @@ def refused(answer: Any, status: int, param: str | None = None) -> dict[str, Any
         (TEXT, {"prompt": "a", "echo": True, "stream": True}, "echo"),
         (TEXT, {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty"),
         (TEXT, {"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias"),
+        (TEXT, {"prompt": "a", "logit_bias": {"5": "x", "6": "x"}}, "logit_bias"),
         (TEXT, {"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
         (TEXT, {"prompt": "a", "no_such_thing": 1}, "no_such_thing"),
         (TEXT, {"prompt": ""}, "prompt"),
@@ -63,13 +67,37 @@ def refused(answer: Any, status: int, param: str | None = None) -> dict[str, Any
         ("/v1/label", {"input": []}, "input"),
         ("/v1/label", {"input": {"question": "a", "choices": ["one"]}}, "input"),
         ("/v1/label", {"input": [{"question": "a", "choices": ["x", "y"]}] * 129}, "input"),
+        ("/v1/label", {"input": {"question": "a", "choices": ["x"] * 2049}}, "input"),
+        ("/v1/label", {"input": [{"question": "a", "choices": ["x"] * 1025}] * 2}, "input"),
         ("/v1/label", {"question": "a"}, "input"),
+        (TEXT, {"prompt": "a", **{f"unknown{i}": i for i in range(1000)}}, "unknown0"),
     ],
 )
 def test_a_bad_parameter_is_named(client: Any, path: str, body: dict[str, Any], param: str) -> None:
     error = refused(client.post(path, {"model": "ensemble", **body}), 400, param)
     assert error["type"] == "invalid_request_error"
     assert len(error["message"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (CompletionRequest, {"prompt": [1.5] * 1000}),
+        (CompletionRequest, {"prompt": [[1.5] * 1000] * 3}),
+        (CompletionRequest, {"prompt": [[1]] * 1000 + [[1.5] * 1000]}),
+        (CompletionRequest, {"prompt": "a", "stop": [1] * 16}),
+        (CompletionRequest, {"prompt": "a", **{f"unknown{i}": i for i in range(1000)}}),
+        (ChatRequest, {"messages": [{}] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+        (LabelRequest, {"input": [1] * 1000}),
+        (LabelRequest, {"input": {"question": "a", "choices": [1] * 1000}}),
+    ],
+)
+def test_many_mistakes_are_few_errors(schema: type[BaseModel], body: dict[str, Any]) -> None:
+    """Thousands would be made, and sorted, while every other request waits."""
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate({"model": "ensemble", **body})
+    assert caught.value.error_count() <= 8
 
 
 def test_neutral_values_are_taken(client: Any) -> None:

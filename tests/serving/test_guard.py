@@ -58,7 +58,8 @@ class TestKeys:
         assert keys.allows(KEY)
 
     @pytest.mark.parametrize(
-        ("line", "part"), [("", "no API key"), ("short", ":1"), ("two words of a key", ":1")]
+        ("line", "part"),
+        [("", "no API key"), ("short", ":1"), ("two words of a key", ":1"), ("ü" * 20, "ASCII")],
     )
     def test_a_bad_file_is_refused_at_the_start(self, tmp_path: Path, line: str, part: str) -> None:
         with pytest.raises(ConfigError, match=part):

@@ -34,9 +34,9 @@ def url(ray_cluster: None, served_run: Path) -> Iterator[str]:
     from ensemw2s.serving.settings import ServeSettings
 
     port = free_port()
-    deploy(served_run, ("ensemble",), ServeSettings(port=port, quorum=1, drain_seconds=20.0))
+    started = deploy(served_run, ("ensemble",), ServeSettings(port=port, quorum=1, drain_seconds=20.0))
     yield f"http://127.0.0.1:{port}"
-    undeploy()
+    undeploy(started)
 
 
 def member_pid(name: str) -> int:
@@ -112,13 +112,19 @@ def test_a_client_that_goes_away_frees_its_rows(url: str) -> None:
     wait_until(lambda: "ensemw2s_rows 0.0" in metrics() and "requests_active 0.0" in metrics())
 
 
-def test_another_address_than_the_running_one_is_refused(url: str, served_run: Path) -> None:
+def test_a_second_server_is_refused_and_the_first_one_stays(
+    url: str, served_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ensemw2s.errors import UserError
-    from ensemw2s.serving.ray_server import deploy
+    from ensemw2s.serving import ray_server
     from ensemw2s.serving.settings import ServeSettings
 
-    with pytest.raises(UserError, match="already"):
-        deploy(served_run, ("ensemble",), ServeSettings(port=free_port()))
+    with pytest.raises(UserError, match="an application ensemw2s on this cluster already"):
+        ray_server.deploy(served_run, ("student",), ServeSettings(port=int(url.rpartition(":")[2])))
+    monkeypatch.setattr(ray_server, "APPLICATION", "another")
+    with pytest.raises(UserError, match="listens on"):
+        ray_server.deploy(served_run, ("ensemble",), ServeSettings(port=free_port()))
+    assert httpx2.get(url + "/v1/models", timeout=SECONDS).json()["data"][0]["id"] == "ensemble"
 
 
 def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: str) -> None:
@@ -130,7 +136,7 @@ def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: s
     )
     asking.start()
     wait_until(lambda: "ensemw2s_rows 1.0" in httpx2.get(url + "/metrics", timeout=SECONDS).text)
-    undeploy()
+    undeploy(False)
     asking.join(SECONDS)
     assert [a.status_code for a in answers] == [200]
     assert answers[0].json()["usage"]["completion_tokens"] == 110

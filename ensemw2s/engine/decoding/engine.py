@@ -215,6 +215,7 @@ class VotingEngine:
         running.tokens.append(decision.token)
         limit = self.facts().max_positions
         text = ""
+        begins = 0 if running.answer is None else running.answer.length
         finish: Finish | None = None
         if decision.token in running.eos:
             finish = "eos"
@@ -228,4 +229,4 @@ class VotingEngine:
                 text += running.answer.finish()
             if running.answer.stopped:
                 finish = "stop"
-        return StepOutput(running.id, index, decision, text, finish)
+        return StepOutput(running.id, index, decision, text, finish, begins)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -101,6 +100,8 @@ class StepOutput:
         text: what can be shown now: whole characters, stop strings held back. The texts of a request joined
             are its answer.
         finish: why the request ends with this token (end-of-text, a stop string, or its length), else None.
+        begins: characters of the answer before the text of this token, stop strings not cut off; tokens that share
+            a character begin with it. 0 where nobody looks at the text.
     """
 
     request: int
@@ -108,6 +109,7 @@ class StepOutput:
     decision: Decision
     text: str
     finish: Finish | None
+    begins: int = 0
 
 
 @dataclass
@@ -124,16 +126,6 @@ class DecodeCounts:
     def decisions(self) -> int:
         """Tokens decided."""
         return sum(self.paths.values())
-
-    def as_dict(self) -> Mapping[str, int]:
-        """Flat, for metrics."""
-        return {
-            **{str(path): n for path, n in self.paths.items()},
-            "steps": self.steps,
-            "extra_calls": self.extra_calls,
-            "forwarded": self.forwarded,
-            "losses": self.losses,
-        }
 
 
 @dataclass(frozen=True, eq=False)

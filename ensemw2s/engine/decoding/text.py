@@ -54,6 +54,15 @@ class TextStream:
         return piece[given:]
 
 
+def beginnings(decode: Decode, tokens: Sequence[int]) -> list[int]:
+    """Characters before the text of each token; tokens that share a character begin with it."""
+    stream, length, begins = TextStream(decode), 0, []
+    for token in tokens:
+        begins.append(length)
+        length += len(stream.push(token))
+    return begins
+
+
 class AnswerText:
     """The answer that can be shown: what a text stream gives, cut at the first stop string.
 
@@ -70,6 +79,11 @@ class AnswerText:
         self._text = ""
         self._shown = 0
         self.stopped = False
+
+    @property
+    def length(self) -> int:
+        """Characters so far, held back ones and a stop string included: where the next token's text begins."""
+        return len(self._text)
 
     def push(self, token: int) -> str:
         """What can be shown with this token; sets `stopped` where a stop string is complete."""

@@ -119,7 +119,9 @@ class StepVote:
         lists = []
         for i, row in enumerate(self._rows):
             goal = self._goals[row]
-            only = wanted[i] & rivals[i] if goal.sampling.greedy and goal.top <= 1 else wanted[i]
+            only = wanted[i]
+            if goal.sampling.greedy and goal.top <= 1:
+                only = wanted[i] & (rivals[i] | (bounds.ids[i] == goal.drawn))
             extra = bounds.ids[i][only].tolist()
             if goal.drawn is not None and goal.drawn not in bounds.ids[i]:
                 extra.append(goal.drawn)
@@ -193,7 +195,7 @@ class StepVote:
         decided = head[every, slots]
         for i, row in enumerate(self._rows):
             goal = self._goals[row]
-            if goal.top or not goal.sampling.greedy:
+            if goal.top or goal.drawn is not None or not goal.sampling.greedy:
                 chosen, tops[i] = self._pick(bounds, head[i], float(ceiling[i]), i, goal)
                 decided[i], slots[i] = chosen is not None, chosen or 0
         tokens, values = bounds.ids[every, slots], bounds.value[every, slots]
