@@ -149,17 +149,19 @@ def begin_run(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:
         RunDirectoryError: the directory cannot be written.
         ResourceError: the disk does not hold the run.
     """
+    # Before the lock, which is a file: a run that is refused leaves nothing behind.
+    if not store.exists:
+        check_disk(prepared.run_dir, needed_bytes)
     store.lock()
     try:
-        _begin(prepared, store, needed_bytes)
+        _begin(prepared, store)
     finally:
         store.unlock()
 
 
-def _begin(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:
+def _begin(prepared: Prepared, store: RunStore) -> None:
     config = prepared.config
     if not store.exists:
-        check_disk(prepared.run_dir, needed_bytes)
         store.create(config.identity(), config.identity_hash())
     write_atomic(store.folder / "config.yaml", dump_config(config))
     from ensemw2s.engine.bases import convert_bases
