@@ -186,7 +186,9 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
 
     tokenizer = load_tokenizer(model_config)
-    data = student_training_set(EncodedSplits(payload["run_dir"], config.data, tokenizer), task)
+    data = student_training_set(
+        config, payload["run_dir"], EncodedSplits(payload["run_dir"], config.data, tokenizer), task
+    )
     bf16 = resolve_dtype(model_config.dtype, str(device)) == torch.bfloat16
     model = load_model(
         model_config, device=str(device), dtype=torch.float32, for_training=True, seed=task.seed

@@ -119,6 +119,12 @@ class LabelsConfig(Section):
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.8, description="share of hard_train that is kept, unless keep_by is all"
     )
+    targets: Literal["hard", "choices", "tokens"] = Field(
+        "hard",
+        description="what a label says: its text alone; every choice with its share (multiple choice); or at each of its tokens "
+        "the vote's distribution, for the losses that take one",
+    )
+    top_k: PositiveInt = Field(16, description="targets tokens: tokens of each distribution")
 
 
 class WeakConfig(Section):

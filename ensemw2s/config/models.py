@@ -100,6 +100,12 @@ class TrainingConfig(Section):
         Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
     )
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
+    loss: str = Field(
+        "cross_entropy",
+        description="cross_entropy, soft_cross_entropy, product_of_experts, uncertainty_smoothing, confidence (the auxiliary "
+        "loss of Burns et al.), or package.module:function for your own",
+    )
+    loss_options: dict[str, Any] = Field({}, description="options of the loss by name")
 
 
 class StrongTrainingConfig(TrainingConfig):

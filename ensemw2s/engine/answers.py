@@ -46,10 +46,17 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to one split: an index a sample (multiple choice) or a text; confidence (n,) in [0, 1]."""
+    """Answers to one split.
+
+    Attributes:
+        values: an index a sample (multiple choice) or a text.
+        confidence: (n,) in [0, 1].
+        shares: multiple choice: (N,) of every choice of every sample, summing to 1 within each.
+    """
 
     values: tuple[int | str, ...]
     confidence: np.ndarray
+    shares: np.ndarray | None = None
 
 
 def normalize_answer(text: str) -> str:
@@ -147,7 +154,7 @@ def model_answers(ctx: RunContext, system: str, split: str) -> Answers:
     """One model's committed answers."""
     if ctx.multiple_choice:
         chosen = system_choices(ctx, system, split)
-        return Answers(tuple(int(i) for i in chosen.index), chosen.confidence)
+        return Answers(tuple(int(i) for i in chosen.index), chosen.confidence, chosen.soft)
     return _read_generated(ctx, system, split)
 
 
@@ -155,7 +162,7 @@ def ensemble_answers(ctx: RunContext, ensemble: Ensemble, split: str) -> Answers
     """An ensemble's answers from what is committed; no model runs."""
     if ctx.multiple_choice:
         chosen = vote_choices(ctx, list(ensemble.systems), ensemble.alphas, split)
-        return Answers(tuple(int(i) for i in chosen.index), chosen.confidence)
+        return Answers(tuple(int(i) for i in chosen.index), chosen.confidence, chosen.soft)
     return _read_generated(ctx, ensemble.name, split)
 
 

@@ -82,17 +82,22 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
         )
         for t in range(1, rounds + 1)
     ]
+    if config.labels.targets == "tokens":
+        # One member, then all; each reads the labels once for its best tokens and once for those of the others.
+        lines.append(stage("soft labels", weak, 0, 2 * (1 + rounds) * train["hard_train"], 4 * weak, 0))
     lines.append(stage("models as they are", max(weak, strong), 0, 2 * evaluated, 4 * strong, 0))
-    for name, split in (
-        ("ceiling", "hard_train"),
-        ("on_easy", "easy_train"),
-        ("single", "hard_train"),
-        ("ensemble", "hard_train"),
+    taught = train["hard_train"]
+    if config.labels.targets == "choices":
+        # At most: choices with next to no share are left out.
+        taught = _all_choices_tokens(prepared.encoded["hard_train"])
+    for name, tokens in (
+        ("ceiling", train["hard_train"]),
+        ("on_easy", train["easy_train"]),
+        ("single", taught),
+        ("ensemble", taught),
     ):
         lines.append(
-            stage(
-                f"student {name}", strong, strong_epochs * train[split], evaluated, strong_memory, 4 * strong
-            )
+            stage(f"student {name}", strong, strong_epochs * tokens, evaluated, strong_memory, 4 * strong)
         )
     return lines
 
@@ -106,6 +111,11 @@ def peak_disk(lines: list[StageEstimate], prepared: Prepared) -> int:
 
 def _training_tokens(split: EncodedSplit) -> int:
     return int(sum(len(e.prompt) for e in split.encoded) + split.target_offsets[-1])
+
+
+def _all_choices_tokens(split: EncodedSplit) -> int:
+    """Tokens of a row for every choice: the prompt, the choice, end-of-text."""
+    return sum(len(e.prompt) + len(c) + 1 for e in split.encoded for c in e.continuations)
 
 
 def _scoring_tokens(split: EncodedSplit, max_new_tokens: int) -> int:

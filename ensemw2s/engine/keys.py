@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s.config import ExperimentConfig, ModelConfig
+from ensemw2s.engine.soft_labels import labels_path, tokens_path
 from ensemw2s.engine.tasks import MemberTask, ModelRef, StudentTask
 from ensemw2s.models.sources import ModelSource, resolve_source
 from ensemw2s.runs.cache import content_key
@@ -119,8 +120,15 @@ class WorkKeys:
                 "split": self._split(task.split),
                 "seed": task.seed,
                 "labels": list(task.labels),
+                "teaching": [self._config.labels.targets, *self._soft(task)],
             }
         )
+
+    def _soft(self, task: StudentTask) -> list[str]:
+        if task.teacher is None:
+            return []
+        paths = (self._run_dir / labels_path(task.teacher), self._run_dir / tokens_path(task.teacher))
+        return [_hash_file(path) for path in paths if path.is_file()]
 
     def scores(self, method: str, ref: ModelRef, split: str) -> str:
         """Key of the scores of a split."""

@@ -29,8 +29,11 @@ from ensemw2s.engine.checks import check_ceiling, check_labels, taught_rows
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import Executor, SupervisorPool
 from ensemw2s.engine.results import build_results, write_results
+from ensemw2s.engine.soft_labels import ensure_token_labels, labels_path, tokens_path
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent, StudentTask, Until, cost
+from ensemw2s.engine.teaching import asks_teacher
+from ensemw2s.runs.store import file_hash
 
 
 class Pipeline:
@@ -58,6 +61,7 @@ class Pipeline:
             self._labels(pool, ensemble.first(1), ensemble.first(selected))
             if until == "labels":
                 return {}
+            self._soft_labels(pool, ensemble.first(1), ensemble.first(selected))
             self._baselines(pool)
             for t in range(1, len(ensemble.refs) + 1):
                 ensure_ensemble_answers(ctx, pool, ensemble.first(t), ctx.test_splits)
@@ -142,6 +146,9 @@ class Pipeline:
         }
         own = None
         if ctx.multiple_choice:
+            if answers.shares is not None:
+                offsets = pa.array(ctx.splits["hard_train"].choice_offsets, pa.int32())
+                columns["shares"] = pa.ListArray.from_arrays(offsets, pa.array(answers.shares, pa.float64()))
             own = [model_answers(ctx, s, "hard_train").values for s in voters.systems]
             columns["label"] = pa.array(answers.values, pa.int32())
             columns["label_text"] = [
@@ -153,6 +160,13 @@ class Pipeline:
         columns["taught"] = self._taught([s.id for s in samples], answers, own)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), path, compression="zstd")
+
+    def _soft_labels(self, pool: SupervisorPool, single: Ensemble, ensemble: Ensemble) -> None:
+        """What the teachers think at each token of their labels, where students learn it."""
+        if self._ctx.config.labels.targets != "tokens":
+            return
+        for teacher, voters in zip(TEACHERS, (single, ensemble), strict=True):
+            ensure_token_labels(self._ctx, pool, teacher, voters, self._teaching(teacher)[1])
 
     def _taught(self, ids: list[str], answers: Answers, own: list[Any] | None) -> np.ndarray:
         """(n,) bool: which labels the student learns from; `own` holds each member's answers."""
@@ -182,11 +196,13 @@ class Pipeline:
             if ctx.store.done(stage) is not None:
                 continue
             split, labels = self._teaching(name)
-            if name == "ensemble" and labels == self._teaching("single")[1]:
+            if name == "ensemble" and self._lesson(name) == self._lesson("single"):
                 twins.append(stage)
                 continue
             output = ctx.store.begin(stage) / "students" / name
-            tasks.append(StudentTask(name, split, labels, ctx.config.seed, output, ctx.store.scratch(stage)))
+            scratch = ctx.store.scratch(stage)
+            teacher = name if name in TEACHERS and asks_teacher(ctx.config) else None
+            tasks.append(StudentTask(name, split, labels, ctx.config.seed, output, scratch, teacher))
         shared = ctx.store.scratch("students-" + "-".join(names))
         for task, outcome in zip(tasks, self._executor.train_students(tasks, shared), strict=True):
             spent = cost(outcome.seconds, outcome.tokens, outcome.flops, outcome.device)
@@ -212,6 +228,17 @@ class Pipeline:
         pairs = zip(values, taught_rows(ctx, name), strict=True)
         # An empty generated answer teaches nothing.
         return "hard_train", tuple(v if taught and v != "" else None for v, taught in pairs)
+
+    def _lesson(self, name: str) -> list[Any]:
+        """All that a teacher's student learns; two of the same make the same student."""
+        ctx = self._ctx
+        lesson: list[Any] = [self._teaching(name)[1]]
+        if asks_teacher(ctx.config):
+            table = pq.read_table(ctx.run_dir / labels_path(name))
+            kept = [c for c in ("confidence", "shares") if c in table.column_names]
+            lesson.append(table.select(kept).to_pydict())
+        tokens = ctx.run_dir / tokens_path(name)
+        return [*lesson, file_hash(tokens) if tokens.is_file() else None]
 
     def _score_students(self, pool: SupervisorPool, names: tuple[str, ...]) -> None:
         ctx = self._ctx
@@ -251,11 +278,6 @@ def kept_ensemble(ctx: RunContext, records: list[MemberRecord]) -> Ensemble:
         tuple(r.ref(ctx.run_dir) for r in kept),
         np.array([r.alpha for r in kept]),
     )
-
-
-def labels_path(teacher: str) -> Path:
-    """Where a teacher's pseudo-labels lie in the run directory."""
-    return Path("labels") / f"{teacher}.parquet"
 
 
 def student_system(ctx: RunContext, name: str) -> str:

@@ -16,6 +16,7 @@ from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
 from ensemw2s.engine.encoded import EncodedSplit, make_encoder
+from ensemw2s.engine.teaching import check_teaching
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
 from ensemw2s.runs.store import RunStore, write_atomic
 from ensemw2s.settings import absolute_paths, dump_config
@@ -121,6 +122,11 @@ def prepare(config: ExperimentConfig) -> Prepared:
                 f"{model.display_name} has another tokenizer than {models[0].display_name}: the members of one ensemble must share one; "
                 "choose weak.models of one family"
             )
+    check_teaching(
+        config,
+        multiple_choice=splits.samples["easy_train"][0].choices is not None,
+        one_tokenizer=prints[-1] == prints[0],
+    )
     encoded: dict[str, EncodedSplit] = {}
     truncated: dict[str, set[str]] = {}
     # Weak and strong must see the same samples: both tokenizers are asked, nothing is ever left out.

@@ -2,27 +2,97 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+from pathlib import Path
 
-from ensemw2s.engine.encoded import EncodedSplits, with_labels
+import numpy as np
+import pyarrow.parquet as pq
+
+from ensemw2s.config import ExperimentConfig
+from ensemw2s.engine.encoded import EncodedSplit, EncodedSplits
+from ensemw2s.engine.soft_labels import labels_path, read_token_labels, tokens_path
 from ensemw2s.engine.tasks import StudentTask
 from ensemw2s.errors import DataError
 from ensemw2s.training.plan import TrainingSet
 
 TEACHERS = ("single", "ensemble")
+SMALLEST_SHARE = 0.01
+"""choices with less are not taught: each costs a forward pass and moves the student by less than that"""
 
 
-def student_training_set(splits: EncodedSplits, task: StudentTask) -> TrainingSet:
+def student_training_set(
+    config: ExperimentConfig, run_dir: Path, splits: EncodedSplits, task: StudentTask
+) -> TrainingSet:
     """The training set of a student: every labelled sample once, every target token with weight 1.
+
+    With ``labels.targets`` choices, every choice of a sample is a row whose weight is its share of the teacher's vote:
+    the cross-entropy with the teacher's distribution over the answers. With tokens, each target token has the vote's
+    distribution beside it. Labels of the truth are certain: one choice, one token.
+
+    Args:
+        config: what labels say.
+        run_dir: holds the teacher's soft labels.
+        splits: in the strong model's tokens.
+        task: the student.
 
     Raises:
         DataError: no sample has a label.
     """
-    samples = with_labels(splits[task.split].samples, task.labels)
-    if not samples:
+    samples = splits[task.split].samples
+    if len(samples) != len(task.labels):
+        raise ValueError(f"{len(samples)} samples, {len(task.labels)} labels")
+    kept = [i for i, label in enumerate(task.labels) if label is not None]
+    if not kept:
         raise DataError(
             f"no sample of {task.split} got a label for student {task.name}: the teacher answered nothing"
         )
-    data = splits.encode(samples)
-    prompts: list[np.ndarray] = [e.prompt for e in data.encoded]
-    return TrainingSet.uniform(prompts, data.targets)
+    if config.labels.targets == "choices" and task.teacher is not None:
+        return _by_choice(splits, task, kept, run_dir / labels_path(task.teacher))
+    data = splits.encode([replace(samples[i], answer=task.labels[i]) for i in kept])
+    rows = TrainingSet.uniform([e.prompt for e in data.encoded], data.targets)
+    uncertainty = np.zeros(len(kept))
+    if task.teacher is not None:
+        uncertainty = _uncertainty(run_dir / labels_path(task.teacher), kept)
+    soft = None
+    if config.labels.targets == "tokens":
+        soft = _certain(data) if task.teacher is None else _voted(data, run_dir / tokens_path(task.teacher))
+    return replace(rows, uncertainty=uncertainty, soft=soft)
+
+
+def _by_choice(splits: EncodedSplits, task: StudentTask, kept: list[int], path: Path) -> TrainingSet:
+    """A row for every choice with a share, all of a sample in one group."""
+    shares = pq.read_table(path, columns=["shares"]).column("shares").to_pylist()
+    rows, weights, groups = [], [], []
+    for group, i in enumerate(kept):
+        own = np.array(shares[i], dtype=np.float64)
+        own[own < SMALLEST_SHARE] = 0.0
+        own /= own.sum()
+        for choice in np.flatnonzero(own):
+            rows.append(replace(splits[task.split].samples[i], answer=int(choice)))
+            weights.append(float(own[choice]))
+            groups.append(group)
+    data = splits.encode(rows)
+    lengths = np.array([len(t) for t in data.targets], dtype=np.float64)
+    return TrainingSet(
+        [e.prompt for e in data.encoded],
+        data.targets,
+        [np.full(len(t), w) for t, w in zip(data.targets, weights, strict=True)],
+        np.array(weights) * lengths,
+        uncertainty=_uncertainty(path, kept)[np.array(groups)],
+        groups=np.array(groups, dtype=np.int64),
+    )
+
+
+def _uncertainty(path: Path, kept: list[int]) -> np.ndarray:
+    """1 - the teacher's confidence."""
+    confidence = pq.read_table(path, columns=["confidence"]).column("confidence").to_numpy()
+    return np.clip(1.0 - confidence[kept], 0.0, 1.0)
+
+
+def _certain(data: EncodedSplit) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(t[:, None].astype(np.int32), np.ones((len(t), 1), dtype=np.float32)) for t in data.targets]
+
+
+def _voted(data: EncodedSplit, path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    soft = read_token_labels(path)
+    return [(soft.ids[s.id], soft.probs[s.id]) for s in data.samples]

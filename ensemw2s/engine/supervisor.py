@@ -25,12 +25,15 @@ from ensemw2s.engine.tasks import (
     ProgressEvent,
     Side,
     StudentTask,
+    Texts,
     TokenScores,
+    TokenValues,
     TopK,
     TrainOutcome,
     cost,
 )
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
+from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
 from ensemw2s.models.scoring import ScoreRequest, score
 from ensemw2s.models.storage import load_saved, save_model
@@ -41,6 +44,10 @@ from ensemw2s.training.loop import TrainingReport, fit
 from ensemw2s.training.plan import TrainingSet
 
 Report = Callable[[ProgressEvent], None]
+
+
+def _requests(texts: Texts) -> list[ScoreRequest]:
+    return [ScoreRequest(prompt, continuations) for prompt, continuations in texts]
 
 
 class WeakSupervisor:
@@ -86,7 +93,7 @@ class WeakSupervisor:
 
     def train_student(self, task: StudentTask) -> TrainOutcome:
         """Fine-tune the strong model in this process, without DeepSpeed (``executor: local``)."""
-        data = student_training_set(self._side("strong"), task)
+        data = student_training_set(self._config, self._run_dir, self._side("strong"), task)
         ref = ModelRef("strong", 0, task.output)
         return self._train(
             f"student {task.name}", ref, data, self._config.strong.training, task.seed, task.scratch
@@ -151,13 +158,9 @@ class WeakSupervisor:
         requests = [ScoreRequest(e.prompt, e.continuations) for e in data.encoded]
         return self._score(ref, requests, f"choices of {split}")
 
-    def score_texts(
-        self, ref: ModelRef, texts: list[tuple[np.ndarray, tuple[np.ndarray, ...]]], what: str
-    ) -> TokenScores:
+    def score_texts(self, ref: ModelRef, texts: Texts, what: str) -> TokenScores:
         """Log-probability of given continuations of given prompts, all int32 token ids."""
-        return self._score(
-            ref, [ScoreRequest(prompt, continuations) for prompt, continuations in texts], what
-        )
+        return self._score(ref, _requests(texts), what)
 
     def _score(self, ref: ModelRef, requests: list[ScoreRequest], what: str) -> TokenScores:
         model = self._model(ref)
@@ -176,6 +179,31 @@ class WeakSupervisor:
             result.hits,
             cost(seconds, result.tokens_forwarded, flops, describe_device(self._device)),
         )
+
+    def top_tokens(self, ref: ModelRef, texts: Texts, k: int) -> TokenValues:
+        """Ids (n_tokens, k) of the most probable tokens at every token of given continuations."""
+        begun, model = time.monotonic(), self._model(ref)
+        k = min(k, int(model.config.get_text_config(decoder=True).vocab_size))
+        ids = top_tokens(model, _requests(texts), k, **self._how_to_read(ref))
+        return TokenValues(ids, self._cost_of(ref, texts, begun))
+
+    def probabilities_of(self, ref: ModelRef, texts: Texts, ids: np.ndarray) -> TokenValues:
+        """Probabilities (n_tokens, m) of given tokens at every token of given continuations."""
+        begun, model = time.monotonic(), self._model(ref)
+        probs = probabilities_of(model, _requests(texts), ids, **self._how_to_read(ref))
+        return TokenValues(probs, self._cost_of(ref, texts, begun))
+
+    def _how_to_read(self, ref: ModelRef) -> dict[str, Any]:
+        name = f"{ref.folder.name if ref.folder else ref.key}: distributions"
+        return {
+            "batch_tokens": self._config.runtime.batch_tokens,
+            "progress": lambda done, total: self._report(ProgressEvent(name, done, total)),
+        }
+
+    def _cost_of(self, ref: ModelRef, texts: Texts, begun: float) -> dict[str, Any]:
+        tokens = sum(len(prompt) + sum(map(len, continuations)) for prompt, continuations in texts)
+        flops = tokens * forward_flops(self._model_config(ref))
+        return cost(time.monotonic() - begun, tokens, flops, describe_device(self._device))
 
     # -- step-wise decoding ----------------------------------------------------------------------------------
 

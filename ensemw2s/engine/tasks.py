@@ -11,6 +11,8 @@ import numpy as np
 Side = Literal["weak", "strong"]
 Until = Literal["labels", "results"]
 """how far a run goes: to the pseudo-labels, or to the end"""
+Texts = list[tuple[np.ndarray, tuple[np.ndarray, ...]]]
+"""prompts and their continuations, int32 token ids"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class StudentTask:
         seed: the same for all students, so that they differ by their labels alone.
         output: folder for the weights.
         scratch: folder for checkpoints.
+        teacher: whose soft labels and confidences in the run directory go with the labels (single or ensemble);
+            None: the labels are hard and certain.
     """
 
     name: str
@@ -79,6 +83,7 @@ class StudentTask:
     seed: int
     output: Path
     scratch: Path
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,14 @@ class TokenScores:
 
     logprobs: np.ndarray
     hits: np.ndarray
+    cost: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """Something at each of n given tokens: ids (n, k) int32 or probabilities (n, m) float32; and what it cost."""
+
+    values: np.ndarray
     cost: dict[str, Any]
 
 

@@ -4,7 +4,7 @@ choice."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,15 +81,55 @@ def score(
         ModelError: a sequence longer than the model's context, or probabilities that are not numbers (a model
             whose training diverged).
     """
-    config = model.config.get_text_config(decoder=True)
-    vocab_size = int(config.vocab_size)
-    lengths = _check(requests, vocab_size, max_positions(model.config))
-    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    rows, offsets = _plan(model, requests, method, batch_tokens)
     logprobs = np.empty(int(offsets[-1]), dtype=np.float32)
     hits = np.empty(int(offsets[-1]), dtype=np.bool_)
-    max_tail = max(1, MAX_HEAD_VALUES // vocab_size)
+    with torch.inference_mode():
+        for batch, logits in _tails(model, rows, batch_tokens, progress):
+            logprobs[batch.output], hits[batch.output] = _scores_of(batch, logits)
+    if np.isnan(logprobs).any():
+        raise ModelError(
+            "the model's probabilities are not numbers (NaN): its training diverged, lower the learning "
+            "rate or use float32"
+        )
+    return Scores(logprobs, hits, offsets, sum(r.length for r in rows))
 
-    rows = _make_rows(model, requests, offsets, method, batch_tokens, max_tail)
+
+def tail_logits(
+    model: Any,
+    requests: Sequence[ScoreRequest],
+    *,
+    batch_tokens: int = 4096,
+    method: Method = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """What :func:`score` makes its scores of: batches, each with the logits (B, n_tail, V) float32 that predict the
+    continuation tokens ``batch.targets``, at ``[batch.row, batch.column]``; they belong at ``batch.output`` of a flat
+    result. The model is in evaluation mode until the iteration ends. Arguments and errors are those of `score`.
+    """
+    rows, _ = _plan(model, requests, method, batch_tokens)
+    yield from _tails(model, rows, batch_tokens, progress)
+
+
+def _plan(
+    model: Any, requests: Sequence[ScoreRequest], method: Method, batch_tokens: int
+) -> tuple[list[Row], np.ndarray]:
+    """The rows, and where each continuation starts in the flat result."""
+    vocab_size = _vocab_size(model)
+    lengths = _check(requests, vocab_size, max_positions(model.config))
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    max_tail = max(1, MAX_HEAD_VALUES // vocab_size)
+    return _make_rows(model, requests, offsets, method, batch_tokens, max_tail), offsets
+
+
+def _vocab_size(model: Any) -> int:
+    return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
+def _tails(
+    model: Any, rows: list[Row], batch_tokens: int, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    max_tail = max(1, MAX_HEAD_VALUES // _vocab_size(model))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -97,19 +137,12 @@ def score(
         done = 0
         for members in plan_batches(rows, max_tokens=batch_tokens, max_tail=max_tail):
             batch = pad_rows([rows[i] for i in members], device)
-            sequences = all(rows[i].is_sequence for i in members)
-            logprobs[batch.output], hits[batch.output] = _score_batch(model, batch, sequences)
+            yield batch, _logits_of(model, batch, all(rows[i].is_sequence for i in members))
             done += len(members)
             if progress is not None:
                 progress(done, len(rows))
     finally:
         model.train(was_training)
-    if np.isnan(logprobs).any():
-        raise ModelError(
-            "the model's probabilities are not numbers (NaN): its training diverged, lower the learning "
-            "rate or use float32"
-        )
-    return Scores(logprobs, hits, offsets, sum(r.length for r in rows))
 
 
 def longest_tree_row(model: Any) -> int | None:
@@ -200,15 +233,18 @@ def _make_rows(
     return rows
 
 
-@torch.inference_mode()
-def _score_batch(model: Any, batch: Batch, sequences: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities (m,) float32 and hits (m,) bool of a batch's targets."""
+def _logits_of(model: Any, batch: Batch, sequences: bool) -> torch.Tensor:
+    """(B, n_tail, V) float32."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids}
     if sequences:
         inputs["attention_mask"] = (batch.branch >= 0).long()
     else:
         inputs["attention_mask"] = _as_model_mask(model, tree_mask(batch.branch))
-    logits = forward_tail(model, inputs, batch.positions, batch.n_tail).float()
+    return forward_tail(model, inputs, batch.positions, batch.n_tail).float()
+
+
+def _scores_of(batch: Batch, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities (m,) float32 and hits (m,) bool of a batch's targets."""
     # In place from here on: the logits are the largest array by far.
     top, argmax = logits.max(dim=-1, keepdim=True)
     logits -= top

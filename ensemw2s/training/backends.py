@@ -27,6 +27,9 @@ class Backend(Protocol):
     def sum_over_workers(self, value: float) -> float:
         """The sum of each rank's number; every rank calls it."""
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (m_r, s) of all ranks, of any number each, together and in the same order; every rank calls it."""
+
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint from which :meth:`load` continues exactly (every rank calls it)."""
 
@@ -72,6 +75,9 @@ class TorchBackend:
 
     def sum_over_workers(self, value: float) -> float:
         return value
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         trainable = {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}

@@ -103,6 +103,19 @@ class DeepSpeedBackend:
         dist.all_reduce(total)
         return float(total)
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        import torch.distributed as dist
+
+        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=self.device))
+        # Collectives take equal shapes: padded to the longest, cut again.
+        sizes = [int(n) for n in counts]
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         self.engine.save_checkpoint(str(folder), tag=TAG, client_state={"ensemw2s": state})
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import TrainingDiverged
 from ensemw2s.training.backends import Backend
-from ensemw2s.training.plan import BatchPlan, MicroBatch, TrainingSet, learning_rate_at
+from ensemw2s.training.collate import collate, targets_of
+from ensemw2s.training.losses import BatchState, CrossEntropy, Targets, TokenLoss, make_loss, prepare_batch
+from ensemw2s.training.plan import BatchPlan, MicroBatch, Step, TrainingSet, learning_rate_at
 
 Progress = Callable[[int, int, float], None]
 """called with (steps done, steps in all, loss of the last step)"""
@@ -26,7 +27,7 @@ Checkpoint = Callable[[int, dict[str, Any]], None]
 
 @dataclass
 class TrainingReport:
-    """What a training did. ``losses`` holds one weighted mean cross-entropy (nats a token) per optimizer step."""
+    """What a training did. ``losses`` holds one weighted mean loss (nats a token) per optimizer step."""
 
     steps: int = 0
     tokens: int = 0
@@ -34,54 +35,30 @@ class TrainingReport:
     losses: list[float] = field(default_factory=list)
 
 
-def collate(data: TrainingSet, micro: MicroBatch, pad_id: int) -> dict[str, torch.Tensor]:
-    """Left-padded tensors of one micro-batch, so that all targets lie in the last columns.
-
-    Returns:
-        input_ids, attention_mask, position_ids (b, s) int64; labels (b, k) int64 and weights (b, k) float32, where k
-        is the longest target: column c predicts token s - k + c.
-    """
-    # An empty micro-batch still takes part in the collective calls: one row of weight 0.
-    rows = micro.rows or (0,)
-    lengths = [len(data.prompts[i]) + len(data.targets[i]) for i in rows]
-    width, k = max(lengths), max(len(data.targets[i]) for i in rows)
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    labels = np.zeros((len(rows), k), dtype=np.int64)
-    weights = np.zeros((len(rows), k), dtype=np.float32)
-    for r, (i, n) in enumerate(zip(rows, lengths, strict=True)):
-        target = data.targets[i]
-        ids[r, width - n :] = np.concatenate([data.prompts[i], target])
-        mask[r, width - n :] = 1
-        labels[r, k - len(target) :] = target
-        if micro.rows:
-            weights[r, k - len(target) :] = data.weights[i]
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    return {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy(mask),
-        "position_ids": torch.from_numpy(positions),
-        "labels": torch.from_numpy(labels),
-        "weights": torch.from_numpy(weights),
-    }
-
-
-def weighted_loss_sum(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum over the micro-batch of weight * cross-entropy, float32; the caller divides by the batch's normalizer."""
-    k = batch["labels"].shape[1]
+def target_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(b, k, V) float32: what the model says at the target positions."""
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         use_cache=False,
-        logits_to_keep=k + 1,
+        logits_to_keep=batch["labels"].shape[1] + 1,
     )
     # logits[:, c] of the last k + 1 columns predicts the token one column further: drop the last.
-    logits = output.logits[:, :-1].float()
-    loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch["labels"].flatten(), reduction="none"
-    )
-    return (loss * batch["weights"].flatten()).sum()
+    logits: torch.Tensor = output.logits[:, :-1].float()
+    return logits
+
+
+def weighted_loss_sum(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    loss: TokenLoss | None = None,
+    state: BatchState | None = None,
+) -> torch.Tensor:
+    """Sum over the micro-batch of weight * loss (default: cross-entropy), float32; the caller divides by the batch's
+    normalizer."""
+    values = (loss or CrossEntropy())(target_logits(model, batch), targets_of(batch), state or BatchState())
+    return (values * batch["weights"]).sum()
 
 
 def fit(
@@ -111,7 +88,9 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is not finite any more.
+        ConfigError: the configured loss cannot be made.
     """
+    loss = make_loss(config.loss, config.loss_options)
     plan = BatchPlan(data, config, seed, backend.world_size)
     report = TrainingReport()
     start = 0
@@ -122,29 +101,50 @@ def fit(
     every = checkpoint_steps or plan.steps_per_epoch
     backend.model.train()
     begun = time.monotonic()
-    for step in plan.steps(backend.rank, start):
+
+    def seeded(step: Step) -> None:
         # Dropout depends on the step alone, so that a resumed training draws what an uninterrupted one would.
         torch.manual_seed((seed * 1_000_003 + step.index * 1_009 + backend.rank) % (2**63))
+
+    def on_device(micro: MicroBatch) -> dict[str, torch.Tensor]:
+        return {n: t.to(backend.device) for n, t in collate(data, micro, pad_id).items()}
+
+    def in_dtype() -> torch.autocast:
+        return torch.autocast(backend.device.type, dtype=autocast, enabled=autocast is not None)
+
+    def seen(step: Step) -> Iterator[tuple[torch.Tensor, Targets]]:
+        for micro in step.micro_batches:
+            batch = on_device(micro)
+            with in_dtype():
+                logits = target_logits(backend.model, batch)
+            yield logits, targets_of(batch)
+
+    for step in plan.steps(backend.rank, start):
+        seeded(step)
+        known = prepare_batch(loss, seen(step), step.index / plan.n_steps, backend.gather_rows)
+        if loss.whole_batch:
+            # The same dropout as in the pass that was looked at.
+            seeded(step)
         total = torch.zeros((), device=backend.device)
         for micro in step.micro_batches:
-            batch = {n: t.to(backend.device) for n, t in collate(data, micro, pad_id).items()}
-            with torch.autocast(backend.device.type, dtype=autocast, enabled=autocast is not None):
-                loss = weighted_loss_sum(backend.model, batch) / step.denominator
-            backend.backward(loss)
-            total += loss.detach()
+            batch = on_device(micro)
+            with in_dtype():
+                value = weighted_loss_sum(backend.model, batch, loss, known) / step.denominator
+            backend.backward(value)
+            total += value.detach()
             report.tokens += int(batch["attention_mask"].sum()) if micro.rows else 0
         # Summed over the workers, so that all of them take the same branch here.
-        value = backend.sum_over_workers(float(total))
-        if not math.isfinite(value):
+        mean = backend.sum_over_workers(float(total))
+        if not math.isfinite(mean):
             raise TrainingDiverged(
-                f"the loss became {value} at step {step.index + 1} of {plan.n_steps}: lower training.learning_rate, "
+                f"the loss became {mean} at step {step.index + 1} of {plan.n_steps}: lower training.learning_rate, "
                 f"now {config.learning_rate}"
             )
         backend.step(learning_rate_at(step.index, plan.n_steps, config))
-        report.losses.append(value)
+        report.losses.append(mean)
         report.steps = step.index + 1
         if progress is not None and backend.rank == 0:
-            progress(report.steps, plan.n_steps, value)
+            progress(report.steps, plan.n_steps, mean)
         if checkpoint is not None and report.steps % every == 0 and report.steps < plan.n_steps:
             report.seconds += time.monotonic() - begun
             begun = time.monotonic()

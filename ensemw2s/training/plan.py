@@ -28,12 +28,19 @@ class TrainingSet:
         targets: per row, int32 target token ids (m_i,), the end-of-text token included.
         weights: per row, float64 loss weights (m_i,); 0 masks a token.
         denominators: (n,) float64, what each row adds to the normalizer of its batch.
+        soft: per row the distributions at its targets, token ids (m_i, k_i) int32, -1 pads, and probabilities (m_i, k_i).
+        uncertainty: (n,) of each row's label, in [0, 1].
+        groups: (n,) int64, not descending: rows with one number are one sample. They share their batch, and a batch's size
+            counts samples. None: each row is one.
     """
 
     prompts: Sequence[np.ndarray]
     targets: Sequence[np.ndarray]
     weights: Sequence[np.ndarray]
     denominators: np.ndarray
+    soft: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
+    uncertainty: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.prompts)
@@ -41,6 +48,19 @@ class TrainingSet:
             raise ValueError("prompts, targets, weights and denominators must have one entry a row")
         if n == 0:
             raise ValueError("a training set needs at least one row")
+        for name in ("soft", "uncertainty", "groups"):
+            part = getattr(self, name)
+            if part is not None and len(part) != n:
+                raise ValueError(f"{name} must have one entry a row: {len(part)} for {n} rows")
+        if self.soft is not None:
+            for i, (ids, probs) in enumerate(self.soft):
+                if ids.shape != probs.shape or ids.ndim != 2 or len(ids) != len(self.targets[i]):
+                    raise ValueError(
+                        f"row {i}: soft must be two (m, k) arrays with m = {len(self.targets[i])} targets, "
+                        f"got {ids.shape} and {probs.shape}"
+                    )
+        if self.groups is not None and bool((np.diff(self.groups) < 0).any()):
+            raise ValueError("groups must not descend")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -49,6 +69,14 @@ class TrainingSet:
     def n_tokens(self) -> int:
         """Tokens forwarded in one epoch, prompts included."""
         return int(sum(len(p) + len(t) for p, t in zip(self.prompts, self.targets, strict=True)))
+
+    @property
+    def samples(self) -> list[np.ndarray]:
+        """Per sample the indices of its rows, in order."""
+        rows = np.arange(len(self))
+        if self.groups is None:
+            return list(rows[:, None])
+        return np.split(rows, np.flatnonzero(np.diff(self.groups)) + 1)
 
     @classmethod
     def uniform(cls, prompts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> TrainingSet:
@@ -86,9 +114,11 @@ class BatchPlan:
 
     def __init__(self, data: TrainingSet, config: TrainingConfig, seed: int, world_size: int = 1) -> None:
         self.data, self.config, self.seed, self.world_size = data, config, seed, world_size
-        self.steps_per_epoch = math.ceil(len(data) / config.batch_size)
+        self._samples = data.samples
+        self.steps_per_epoch = math.ceil(len(self._samples) / config.batch_size)
         self.n_steps = self.steps_per_epoch * config.epochs
-        rows_per_rank = math.ceil(min(config.batch_size, len(data)) / world_size)
+        largest = sorted((len(rows) for rows in self._samples), reverse=True)[: config.batch_size]
+        rows_per_rank = math.ceil(sum(largest) / world_size)
         #: micro-batches per step and rank; the same for every step, as gradient accumulation needs it
         self.accumulation = math.ceil(rows_per_rank / config.micro_batch_size)
         self._lengths = np.array([len(p) + len(t) for p, t in zip(data.prompts, data.targets, strict=True)])
@@ -97,12 +127,12 @@ class BatchPlan:
         """The steps of one rank from step `start` on."""
         size = self.config.batch_size
         for epoch in range(start // self.steps_per_epoch, self.config.epochs):
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self._samples))
             for k in range(self.steps_per_epoch):
                 index = epoch * self.steps_per_epoch + k
                 if index < start:
                     continue
-                batch = order[k * size : (k + 1) * size]
+                batch = np.concatenate([self._samples[i] for i in order[k * size : (k + 1) * size]])
                 yield Step(
                     index, epoch, self._divide(batch, rank), float(self.data.denominators[batch].sum())
                 )

@@ -112,10 +112,16 @@ def test_a_user_error_crosses_the_actors(ray_cluster: None, make_tiny: MakeConfi
         run(make_tiny(tmp_path, **settings, runtime=ON_RAY))
 
 
+LOSS = ("confidence", {"warmup": 0.0})
+
+
 def test_gradients_of_two_workers_are_the_serial_ones(
     ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path, tiny_strong: Path
 ) -> None:
-    """The gradient of the first effective batch, over two ZeRO workers with gradient accumulation, to 1e-6 (float32)."""
+    """The gradient of the first effective batch, over two ZeRO workers with gradient accumulation, to 1e-6 (float32).
+
+    The loss is one whose thresholds come from the whole effective batch, whoever holds its rows.
+    """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -140,8 +146,10 @@ def gradient_worker(payload: dict[str, Any]) -> None:
 
     from ensemw2s.config import ModelConfig, TrainingConfig
     from ensemw2s.models.loading import load_model
+    from ensemw2s.training.collate import collate, targets_of
     from ensemw2s.training.deepspeed import DeepSpeedBackend, choose_accelerator
-    from ensemw2s.training.loop import collate, weighted_loss_sum
+    from ensemw2s.training.loop import target_logits, weighted_loss_sum
+    from ensemw2s.training.losses import make_loss, prepare_batch
     from ensemw2s.training.plan import BatchPlan
 
     choose_accelerator("cpu")
@@ -155,8 +163,11 @@ def gradient_worker(payload: dict[str, Any]) -> None:
     plan = BatchPlan(data, config, 0, 2)
     backend = DeepSpeedBackend(model, config, payload["config"], accumulation=plan.accumulation, bf16=False)
     step = next(plan.steps(backend.rank))
-    for micro in step.micro_batches:
-        backend.backward(weighted_loss_sum(backend.model, collate(data, micro, 0)) / step.denominator)
+    batches, loss = [collate(data, micro, 0) for micro in step.micro_batches], make_loss(*LOSS)
+    seen = ((target_logits(backend.model, batch), targets_of(batch)) for batch in batches)
+    state = prepare_batch(loss, seen, 0.5, backend.gather_rows)
+    for batch in batches:
+        backend.backward(weighted_loss_sum(backend.model, batch, loss, state) / step.denominator)
     gradients = {n: safe_get_full_grad(p).flatten().tolist() for n, p in model.named_parameters()}
     if ray.train.get_context().get_world_rank() == 0:
         Path(payload["output"]).write_text(json.dumps(gradients))
@@ -167,13 +178,17 @@ def serial_gradients(folder: str) -> dict[str, list[float]]:
 
     from ensemw2s.config import ModelConfig, TrainingConfig
     from ensemw2s.models.loading import load_model
-    from ensemw2s.training.loop import collate, weighted_loss_sum
+    from ensemw2s.training.collate import collate, targets_of
+    from ensemw2s.training.loop import target_logits, weighted_loss_sum
+    from ensemw2s.training.losses import make_loss, prepare_batch
     from ensemw2s.training.plan import BatchPlan
 
     data, config = gradient_data(), TrainingConfig(batch_size=7, micro_batch_size=7)
     model = load_model(ModelConfig(path=folder), device="cpu", dtype=torch.float32, for_training=True)
     step = next(BatchPlan(data, config, 0, 1).steps())
-    (weighted_loss_sum(model, collate(data, step.micro_batches[0], 0)) / step.denominator).backward()
+    batch, loss = collate(data, step.micro_batches[0], 0), make_loss(*LOSS)
+    state = prepare_batch(loss, [(target_logits(model, batch), targets_of(batch))], 0.5)
+    (weighted_loss_sum(model, batch, loss, state) / step.denominator).backward()
     return {n: p.grad.flatten().tolist() for n, p in model.named_parameters() if p.grad is not None}
 
 

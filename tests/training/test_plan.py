@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,3 +87,38 @@ def test_learning_rate(schedule: str, step: int, expected: float) -> None:
 def test_an_empty_training_set_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         TrainingSet([], [], [], np.empty(0))
+
+
+def test_rows_of_a_sample_share_their_batch() -> None:
+    """Five samples of 1 to 3 rows, batches of two samples: each row once an epoch, none away from its sample."""
+    sizes = [3, 1, 2, 1, 3]
+    groups = np.repeat(np.arange(5), sizes)
+    whole = make_set(int(sum(sizes)))
+    data = TrainingSet(whole.prompts, whole.targets, whole.weights, whole.denominators, groups=groups)
+    config = TrainingConfig(epochs=1, batch_size=2, micro_batch_size=2)
+    plan = BatchPlan(data, config, 0)
+    assert plan.n_steps == 3
+    # The two largest samples may meet: six rows, three micro-batches of two.
+    assert plan.accumulation == 3
+    batches = [[i for micro in step.micro_batches for i in micro.rows] for step in plan.steps()]
+    assert sorted(i for batch in batches for i in batch) == list(range(len(data)))
+    for batch in batches:
+        for group in {int(groups[i]) for i in batch}:
+            assert {i for i in batch if groups[i] == group} == set(np.flatnonzero(groups == group))
+    for step, batch in zip(plan.steps(), batches, strict=True):
+        assert step.denominator == pytest.approx(data.denominators[batch].sum())
+        assert len(step.micro_batches) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("groups", np.array([1, 0]), "must not descend"),
+        ("uncertainty", np.zeros(3), "one entry a row"),
+        ("soft", [(np.zeros((9, 1)), np.zeros((9, 1)))] * 2, "two \\(m, k\\) arrays"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(part: str, value: Any, message: str) -> None:
+    whole = make_set(2)
+    with pytest.raises(ValueError, match=message):
+        TrainingSet(whole.prompts, whole.targets, whole.weights, whole.denominators, **{part: value})

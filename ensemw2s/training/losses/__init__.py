@@ -27,7 +27,16 @@ from ensemw2s.training.losses.standard import (
     UncertaintySmoothing,
 )
 
-__all__ = ["LOSSES", "BatchState", "SoftTargets", "Targets", "TokenLoss", "make_loss", "prepare_batch"]
+__all__ = [
+    "LOSSES",
+    "BatchState",
+    "CrossEntropy",
+    "SoftTargets",
+    "Targets",
+    "TokenLoss",
+    "make_loss",
+    "prepare_batch",
+]
 
 
 @dataclass(frozen=True)
