@@ -70,12 +70,16 @@ def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
         if tune.Tuner.can_restore(str(state)):
             say("continuing the sweep")
             tuner = tune.Tuner.restore(
-                str(state), trainable, resume_unfinished=True, restart_errored=True, param_space=_space(sweep)
+                str(state),
+                trainable,
+                resume_unfinished=True,
+                restart_errored=True,
+                param_space=search_space(sweep),
             )
         else:
             tuner = tune.Tuner(
                 trainable,
-                param_space=_space(sweep),
+                param_space=search_space(sweep),
                 tune_config=_tune_config(sweep),
                 run_config=tune.RunConfig(
                     name="tune",
@@ -156,7 +160,8 @@ def _claim(sweep: Sweep) -> None:
         write_atomic(path, json.dumps(ours, indent=1) + "\n")
 
 
-def _space(sweep: Sweep) -> dict[str, Any]:
+def search_space(sweep: Sweep) -> dict[str, Any]:
+    """Ray Tune's domain of each field."""
     return {key: _domain(parameter) for key, parameter in sweep.config.parameters.items()}
 
 
@@ -178,7 +183,6 @@ def _domain(parameter: ParameterConfig) -> Any:
 def _tune_config(sweep: Sweep) -> Any:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
 
     config = sweep.config
     scheduler = None
@@ -190,6 +194,23 @@ def _tune_config(sweep: Sweep) -> Any:
             grace_period=config.stopping.grace_rounds,
             reduction_factor=config.stopping.reduction_factor,
         )
+    return tune.TuneConfig(
+        metric=METRIC,
+        mode="max",
+        num_samples=config.samples,
+        max_concurrent_trials=config.trials_at_once if config.search == "optuna" else None,
+        scheduler=scheduler,
+        search_alg=search_algorithm(sweep),
+    )
+
+
+def search_algorithm(sweep: Sweep) -> Any:
+    """Who draws the values of the next trial.
+
+    Raises:
+        ConfigError: the package that it needs is missing.
+    """
+    config = sweep.config
     if config.search == "optuna":
         try:
             import optuna
@@ -200,18 +221,11 @@ def _tune_config(sweep: Sweep) -> Any:
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        search: Any = OptunaSearch(seed=config.seed)
-    else:
-        # This generator limits itself; it ignores the limit of TuneConfig.
-        search = BasicVariantGenerator(random_state=config.seed, max_concurrent=config.trials_at_once or 0)
-    return tune.TuneConfig(
-        metric=METRIC,
-        mode="max",
-        num_samples=config.samples,
-        max_concurrent_trials=config.trials_at_once if config.search == "optuna" else None,
-        scheduler=scheduler,
-        search_alg=search,
-    )
+        return OptunaSearch(seed=config.seed)
+    # This generator limits itself; it ignores the limit of TuneConfig.
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    return BasicVariantGenerator(random_state=config.seed, max_concurrent=config.trials_at_once or 0)
 
 
 def make_narrator(say: Say) -> Any:

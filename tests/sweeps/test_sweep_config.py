@@ -78,3 +78,41 @@ def test_ends_of_a_range_stand_for_it() -> None:
     assert ParameterConfig(randint=(1, 4)).ends() == [1, 4]
     assert ParameterConfig(choice=("a", None)).ends() == ["a", None]
     assert ParameterConfig(uniform=(0.0, 1.0)).ends() == [0.0, 1.0, 0.37]
+
+
+def test_optuna_draws_from_the_same_ranges(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    """The search that Ray Tune is given: values inside the ranges, the same for a seed, and others after results."""
+    from ensemw2s.sweeps.tuning import METRIC, search_algorithm, search_space
+
+    def draw(name: str, seed: int) -> list[dict[str, Any]]:
+        (tmp_path / name).mkdir()
+        sweep = load_sweep(
+            write(
+                tmp_path / name,
+                make_tiny,
+                samples=12,
+                search="optuna",
+                seed=seed,
+                parameters={
+                    "boosting.learning_rate": {"uniform": [0.1, 1.0]},
+                    "weak.training.learning_rate": {"loguniform": [1e-5, 1e-2]},
+                    "boosting.rounds": {"randint": [1, 3]},
+                    "boosting.reweight": {"choice": ["loss", "token_bootstrap"]},
+                },
+            )
+        )
+        search = search_algorithm(sweep)
+        assert search.set_search_properties(METRIC, "max", search_space(sweep))
+        values = []
+        for i in range(12):
+            values.append(search.suggest(f"t{i}"))
+            search.on_trial_complete(f"t{i}", {METRIC: values[-1]["boosting.learning_rate"]})
+        return values
+
+    drawn = draw("a", 0)
+    assert drawn == draw("b", 0)
+    assert drawn != draw("c", 1)
+    assert all(0.1 <= v["boosting.learning_rate"] <= 1.0 for v in drawn)
+    assert all(1e-5 <= v["weak.training.learning_rate"] <= 1e-2 for v in drawn)
+    assert {v["boosting.rounds"] for v in drawn} == {1, 2, 3}
+    assert {v["boosting.reweight"] for v in drawn} == {"loss", "token_bootstrap"}
