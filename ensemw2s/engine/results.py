@@ -23,6 +23,7 @@ from ensemw2s.engine.answers import Answers, Ensemble, correct, ensemble_answers
 from ensemw2s.engine.boosting import MemberRecord, unit_weights
 from ensemw2s.engine.checks import chance, label_correct, taught_rows
 from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.diagnostics import diagnose
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
 from ensemw2s.runs.store import write_atomic
@@ -80,12 +81,10 @@ def build_results(
     """results.json as a dict; see the documentation of the run directory for its keys."""
     config = ctx.config
     evaluated = ["easy_val", *ctx.test_splits]
+    answers = {split: all_answers(ctx, ensemble, selected, split) for split in evaluated}
     right = {
-        split: {
-            n: correct(ctx.splits[split].samples, a)
-            for n, a in all_answers(ctx, ensemble, selected, split).items()
-        }
-        for split in evaluated
+        split: {n: correct(ctx.splits[split].samples, a) for n, a in own.items()}
+        for split, own in answers.items()
     }
     kept = [r for r in records if r.kept]
     select = ctx.store.require("select").info
@@ -122,6 +121,7 @@ def build_results(
         "taught_label_accuracy": {
             t: _interval(ctx, label_correct(ctx, t)[taught_rows(ctx, t)]) for t in TEACHERS
         },
+        "diagnostics": diagnose(ctx, ensemble, selected, answers),
         "warnings": [*data_info["warnings"], *ctx.warnings],
     }
     for system in SYSTEMS:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ensemw2s.runs.figures_draw import comparison_bars, member_weights, staged_accuracy, token_weight
+from ensemw2s.runs.figures_reliability import alt_reliability, reliability
 from ensemw2s.runs.figures_style import DARK, LIGHT, Theme, to_png, to_svg
+from ensemw2s.runs.report_diagnostics import reliability_splits
 from ensemw2s.runs.report_format import number, percent, percent_interval
 from ensemw2s.runs.report_systems import Results, ordered_splits
 from ensemw2s.runs.tables import comparison_table
@@ -136,5 +138,12 @@ _PLANS = (
         ),
         token_weight,
         _alt_token_weight,
+    ),
+    _Plan(
+        "reliability",
+        "Is a confidence worth its number: accuracy against confidence; larger points have more questions",
+        lambda results: bool(reliability_splits(results)),
+        reliability,
+        alt_reliability,
     ),
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ArtifactError, RunDirectoryError
+from ensemw2s.runs import report_diagnostics as diagnostics
 from ensemw2s.runs import report_sentences as sentences
 from ensemw2s.runs import report_tables as tables
 from ensemw2s.runs.figures import ReportFigure, draw_figures, figure_names
@@ -55,6 +56,7 @@ class Report:
     pgr: Sequence[str]
     labels: str | None
     selection: str
+    shared_errors: Sequence[tables.Table]
     tables: Mapping[str, tables.Table | None]
     figures: Mapping[str, ReportFigure]
     examples: Sequence[Disagreement]
@@ -137,7 +139,7 @@ def build_report(results: Results, config: str | None, examples: Sequence[Disagr
         warnings=[printable(text) for text in results.get("warnings") or ()],
         pgr=sentences.pgr_sentences(results),
         labels=sentences.label_sentence(results),
-        selection=sentences.selection(results),
+        selection=" ".join(filter(None, [sentences.selection(results), diagnostics.rounds(results)])),
         tables={
             "comparison": tables.comparison(results),
             "systems": tables.systems(results),
@@ -148,7 +150,10 @@ def build_report(results: Results, config: str | None, examples: Sequence[Disagr
             "splits": tables.splits(results),
             "cost": tables.cost(results),
             "versions": tables.versions(results),
+            "calibration": diagnostics.calibration(results),
+            "diversity": diagnostics.diversity(results),
         },
+        shared_errors=diagnostics.shared(results),
         figures={figure.name: figure for figure in draw_figures(results)},
         examples=examples,
         config=config,

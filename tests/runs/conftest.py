@@ -39,6 +39,51 @@ def split(n: int, role: str, tokens: int | None, chance: float | None) -> dict[s
     return {"n": n, "target_tokens": tokens, "role": role, "chance": chance, "truncated": 0}
 
 
+def reliability(confidence: float, accuracy: float) -> dict[str, Any]:
+    """Two bins that hold something and one that does not."""
+    low = {"low": 0.2, "high": 0.3, "n": 120, "confidence": confidence - 0.2, "accuracy": accuracy - 0.3}
+    empty = {"low": 0.3, "high": 0.4, "n": 0, "confidence": None, "accuracy": None}
+    high = {"low": 0.9, "high": 1.0, "n": 400, "confidence": confidence + 0.06, "accuracy": accuracy + 0.09}
+    gap = abs(confidence - accuracy)
+    return {"ece": gap, "confidence": confidence, "accuracy": accuracy, "bins": [low, empty, high]}
+
+
+def diagnostics() -> dict[str, Any]:
+    """Calibration, diversity, shared errors and rounds of the full run."""
+
+    def shared(members: int, questions: int, *counts: int | None) -> dict[str, Any]:
+        names = ("labelled", "learned", "corrected", "other", "learned_labelled")
+        return {"members": members, "questions": questions, **dict(zip(names, counts, strict=True))}
+
+    return {
+        "calibration": {
+            "test": {"weak_ensemble": reliability(0.7, 0.548), "ceiling": reliability(0.75, 0.722)},
+            "hard_train": {"weak_ensemble": reliability(0.69, 0.522)},
+        },
+        "diversity": {
+            "test": {
+                "disagreement": 0.21,
+                "double_fault": 0.33,
+                "q_statistic": None,
+                "kappa": 0.4,
+                "answers_differ": 0.3,
+                "accuracies": [0.521, 0.51],
+            }
+        },
+        "shared_errors": {
+            "test": [
+                shared(0, 200, 0, 10, 180, 10, 0),
+                shared(1, 120, 60, 50, 60, 10, 40),
+                shared(2, 200, 200, 150, 40, 10, 150),
+            ]
+        },
+        "rounds": [
+            {"members": 1, "accuracy": 0.55, "difference": -0.021, "low": -0.05, "high": 0.01},
+            {"members": 2, "accuracy": 0.571, "difference": 0.0, "low": 0.0, "high": 0.0},
+        ],
+    }
+
+
 def full_results() -> dict[str, Any]:
     """A multiple-choice run of three rounds, the last member dropped, with one out-of-distribution test."""
     values = {
@@ -105,6 +150,7 @@ def full_results() -> dict[str, Any]:
             "harder": [comparison("student_ensemble", "student_single", 0.016, -0.03, 0.06, 0.5)],
         },
         "label_accuracy": {"single": score(0.5, 0.03, 900), "ensemble": score(0.522, 0.03, 900)},
+        "diagnostics": diagnostics(),
         "warnings": ["The ceiling leaves a gap of 3.1 points only on harder: PGR will be uncertain."],
         "cost": {
             "boosting": {"seconds": 401.2, "tokens": 543_000, "flops": 3.4e14, "device": "cpu"},
@@ -141,6 +187,7 @@ def one_member_results() -> dict[str, Any]:
         "comparisons": {},
         "label_accuracy": {"single": None, "ensemble": None},
         "warnings": [],
+        "diagnostics": None,
         "cost": {},
         "split_check": None,
         "n_units": 3600,

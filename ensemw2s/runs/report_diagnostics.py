@@ -1,0 +1,111 @@
+"""The diagnostics of a report: tables and sentences from ``diagnostics`` of results.json.
+
+Results that an earlier version wrote have none; then there is nothing to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ensemw2s.runs.report_format import NOTHING, count, number, percent, points
+from ensemw2s.runs.report_systems import BY_KEY, Results, ordered_splits
+from ensemw2s.runs.report_tables import Table
+
+LABELS = "hard_train"
+_NO_MEMBER = "all members right"
+
+
+def _part(results: Results, name: str) -> Mapping[str, Any]:
+    return (results.get("diagnostics") or {}).get(name) or {}
+
+
+def reliability_splits(results: Results) -> list[str]:
+    """Splits whose calibration is known, the pseudo-labels last."""
+    known = _part(results, "calibration")
+    return [s for s in ordered_splits(known) if s != LABELS] + [s for s in known if s == LABELS]
+
+
+def calibration(results: Results) -> Table | None:
+    """Confidence against accuracy by system and split."""
+    rows = []
+    for split in reliability_splits(results):
+        for system, found in _part(results, "calibration")[split].items():
+            what = BY_KEY[system].label if split != LABELS else f"labels of: {BY_KEY[system].label.lower()}"
+            gap = found["confidence"] - found["accuracy"]
+            cells = [
+                percent(found["confidence"]),
+                percent(found["accuracy"]),
+                points(gap),
+                percent(found["ece"]),
+            ]
+            rows.append([split, what, *cells])
+    header = ["questions", "system", "mean confidence", "accuracy", "over (+) or under (-)", "ECE"]
+    note = (
+        "ECE, the expected calibration error, is the mean distance between confidence and accuracy in ten bins of "
+        "confidence; compare it within one set of questions only."
+    )
+    return Table("Calibration", header, rows, frozenset({2, 3, 4, 5}), [note]) if rows else None
+
+
+def diversity(results: Results) -> Table | None:
+    """How different the voting members are, by split."""
+    names = ("answers_differ", "disagreement", "double_fault")
+    rows = [
+        [
+            split,
+            *(percent(found[name]) for name in names),
+            number(found["q_statistic"], 2) if found["q_statistic"] is not None else NOTHING,
+            ", ".join(percent(a) for a in found["accuracies"]),
+        ]
+        for split, found in _part(results, "diversity").items()
+    ]
+    header = ["questions", "answer differently", "one right", "both wrong", "Q", "accuracy of each member"]
+    note = (
+        "Means over pairs of members. Q (Yule) is 0 for members whose errors are independent and 1 for members with the "
+        "same errors; a vote gains most where it is low and few are both wrong."
+    )
+    return Table("Diversity of the members", header, rows, frozenset({1, 2, 3, 4}), [note]) if rows else None
+
+
+def shared(results: Results) -> list[Table]:
+    """By split: what becomes of the questions on which members agree on one wrong answer."""
+    tables = []
+    for split, found in _part(results, "shared_errors").items():
+        rows = []
+        for row in found:
+            n = row["questions"]
+            who = _NO_MEMBER if row["members"] == 0 else str(row["members"])
+
+            def share(value: int | None, n: int = n) -> str:
+                return NOTHING if value is None or not n else f"{count(value)} ({percent(value / n)})"
+
+            cells = [share(row[key]) for key in ("labelled", "learned", "corrected")]
+            rows.append([who, count(n), *cells])
+        header = [
+            "members with one wrong answer",
+            "questions",
+            "the vote says it",
+            "the student says it",
+            "the student is right",
+        ]
+        tables.append(Table(f"Shared errors on {split}", header, rows, frozenset({1, 2, 3, 4})))
+    return tables
+
+
+def rounds(results: Results) -> str | None:
+    """How flat the optimum of the number of members is on the split that chose it."""
+    found = (results.get("diagnostics") or {}).get("rounds") or ()
+    chosen = results.get("selected_rounds")
+    others = [row for row in found if row["members"] != chosen]
+    if not others or chosen is None:
+        return None
+    same = [str(r["members"]) for r in others if r["low"] <= 0.0 <= r["high"]]
+    split = (results.get("selection") or {}).get("split", "easy_val")
+    if not same:
+        return f"On {split} every other number of members is clearly different from T = {chosen}."
+    which = " and ".join([", ".join(same[:-1]), same[-1]] if len(same) > 1 else same)
+    return (
+        f"The choice is flat: on {split} T = {which} cannot be told from T = {chosen} (the paired interval of the "
+        "difference holds 0)."
+    )

@@ -1,0 +1,88 @@
+"""Diagnostics in results.json against what the run directory holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ensemw2s import api
+from ensemw2s.config import ExperimentConfig
+
+MakeConfig = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> api.RunResult:
+    settings = {
+        "weak__training__epochs": 4,
+        "weak__training__learning_rate": 2e-2,
+        "boosting": {"rounds": 3, "method": "bagging"},
+        "vote__rounds": 2,
+        "strong__training__epochs": 1,
+    }
+    folder = tmp_path_factory.mktemp("diagnostics")
+    return api.run(ExperimentConfig.model_validate(make_tiny(folder, **settings)))
+
+
+def test_calibration_is_that_of_the_stored_answers(run: api.RunResult) -> None:
+    calibration = run.results["diagnostics"]["calibration"]
+    assert set(calibration) == {"test", "hard_train"}
+    predictions = pq.read_table(run.run_dir / "predictions" / "test.parquet").to_pylist()
+    for system in ("weak_single", "weak_ensemble", "student_single", "student_ensemble", "ceiling"):
+        found = calibration["test"][system]
+        assert found["accuracy"] == pytest.approx(np.mean([r[system] == r["truth"] for r in predictions]))
+        assert sum(b["n"] for b in found["bins"]) == len(predictions)
+        gaps = [b["n"] * abs(b["accuracy"] - b["confidence"]) for b in found["bins"] if b["n"]]
+        assert found["ece"] == pytest.approx(sum(gaps) / len(predictions))
+    labels = pq.read_table(run.run_dir / "labels" / "ensemble.parquet").to_pylist()
+    taught = calibration["hard_train"]["weak_ensemble"]
+    assert taught["confidence"] == pytest.approx(np.mean([r["confidence"] for r in labels]))
+    assert taught["accuracy"] == pytest.approx(run.results["label_accuracy"]["ensemble"]["value"])
+
+
+def test_diversity_is_that_of_the_two_that_vote(run: api.RunResult) -> None:
+    diversity = run.results["diagnostics"]["diversity"]["test"]
+    accuracies = diversity["accuracies"]
+    assert len(accuracies) == 2
+    assert accuracies[0] == pytest.approx(run.results["weak_single"]["test"]["value"])
+    # Right are both, or one of them, or none.
+    both_right = 1.0 - diversity["disagreement"] - diversity["double_fault"]
+    assert sum(accuracies) == pytest.approx(2 * both_right + diversity["disagreement"])
+
+
+def test_shared_errors_count_every_question(run: api.RunResult) -> None:
+    rows = run.results["diagnostics"]["shared_errors"]["test"]
+    n = run.results["splits"]["test"]["n"]
+    assert [r["members"] for r in rows] == [0, 1, 2]
+    assert sum(r["questions"] for r in rows) == n
+    wrong = n - round(run.results["weak_ensemble"]["test"]["value"] * n)
+    # Two that vote: whatever wrong answer the vote gives, one of them gave it (or the mixture made it).
+    assert sum(r["labelled"] for r in rows) <= wrong
+    right = sum(r["corrected"] for r in rows)
+    assert right == round(run.results["student_ensemble"]["test"]["value"] * n)
+
+
+def test_every_number_of_members_is_compared_with_the_chosen(run: api.RunResult) -> None:
+    rows = run.results["diagnostics"]["rounds"]
+    assert [r["members"] for r in rows] == [1, 2, 3]
+    assert [r["accuracy"] for r in rows] == pytest.approx(run.results["staged"]["easy_val"])
+    assert (rows[1]["difference"], rows[1]["low"], rows[1]["high"]) == (0.0, 0.0, 0.0)
+    for row in rows:
+        assert row["difference"] == pytest.approx(row["accuracy"] - rows[1]["accuracy"])
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_they_are_plain_json(run: api.RunResult) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((run.run_dir / "results.json").read_text(), parse_constant=refuse)
+    text = Path(run.run_dir / "report.md").read_text()
+    assert "## Behind the numbers" in text
+    assert "Shared errors on test" in text

@@ -1,0 +1,61 @@
+"""Diagnostics in the report: what is shown, and that nothing is shown where nothing was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ensemw2s.runs import report_diagnostics
+from ensemw2s.runs.figures_reliability import alt_reliability
+from ensemw2s.runs.report_format import NOTHING
+
+
+def test_confidence_stands_against_accuracy(results: dict[str, Any]) -> None:
+    table = report_diagnostics.calibration(results)
+    assert table is not None
+    assert list(table.rows[0]) == ["test", "Weak ensemble", "70.0 %", "54.8 %", "+15.2", "15.2 %"]
+    # The pseudo-labels come last.
+    assert [row[:2] for row in table.rows][-1] == ["hard_train", "labels of: weak ensemble"]
+
+
+def test_shared_errors_say_who_took_them_over(results: dict[str, Any]) -> None:
+    (table,) = report_diagnostics.shared(results)
+    assert next(iter(table.rows[0])) == "all members right"
+    assert list(table.rows[2]) == ["2", "200", "200 (100.0 %)", "150 (75.0 %)", "40 (20.0 %)"]
+
+
+def test_a_measure_without_a_value_is_no_number(results: dict[str, Any]) -> None:
+    table = report_diagnostics.diversity(results)
+    assert table is not None
+    assert list(table.rows[0])[1:5] == ["30.0 %", "21.0 %", "33.0 %", NOTHING]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.05, 0.01, "The choice is flat: on easy_val T = 1 cannot be told from T = 2"),
+        (-0.05, -0.01, "every other number of members is clearly different from T = 2"),
+    ],
+)
+def test_how_flat_the_number_of_members_is(
+    results: dict[str, Any], low: float, high: float, words: str
+) -> None:
+    results["diagnostics"]["rounds"][0] |= {"low": low, "high": high}
+    assert words in str(report_diagnostics.rounds(results))
+
+
+def test_the_figure_in_words(results: dict[str, Any]) -> None:
+    text = alt_reliability(results)
+    assert "test, Ceiling (true hard labels): 55.0 % sure: 42.2 % right of 120" in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("diagnostics", [None, {}])
+def test_older_results_show_none(results: dict[str, Any], diagnostics: Any) -> None:
+    results["diagnostics"] = diagnostics
+    assert report_diagnostics.calibration(results) is report_diagnostics.diversity(results) is None
+    assert report_diagnostics.shared(results) == []
+    assert report_diagnostics.rounds(results) is None
+    del results["diagnostics"]
+    assert report_diagnostics.calibration(results) is None
