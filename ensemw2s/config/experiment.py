@@ -148,6 +148,12 @@ class EvaluationConfig(Section):
 
     resamples: Annotated[int, Field(ge=100)] = Field(2000, description="bootstrap resamples and permutations")
     level: Fraction = Field(0.95, description="coverage of the intervals")
+    baselines: tuple[Literal["few_shot", "random_noise"], ...] = Field(
+        (),
+        description="further systems to compare with. few_shot: the strong model as it is, shown solved easy questions; random_noise: "
+        "a student of labels that are wrong as often as the ensemble's, at random",
+    )
+    shots: PositiveInt = Field(4, description="baseline few_shot: solved questions before each")
 
 
 class RuntimeConfig(Section):

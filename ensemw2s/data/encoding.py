@@ -82,6 +82,7 @@ class Encoder:
         max_length: most tokens of prompt, longest continuation and end-of-text token together.
         too_long: refuse longer samples, or cut the prompt from the left until they fit.
         add_bos: put the begin-of-text token first.
+        prefix: text before every prompt, after the begin-of-text token.
 
     Raises:
         DataError: ``add_bos`` and the tokenizer has no begin-of-text token.
@@ -95,8 +96,10 @@ class Encoder:
         max_length: int,
         too_long: Literal["error", "truncate_prompt"] = "error",
         add_bos: bool = False,
+        prefix: str = "",
     ) -> None:
         self._tokenizer = tokenizer
+        self._prefix = prefix
         self._prompt = prompt
         self._max_length = max_length
         self._too_long = too_long
@@ -139,7 +142,7 @@ class Encoder:
     def _encode_whole(self, samples: Sequence[Sample]) -> list[EncodedSample]:
         pairs: list[tuple[str, list[str], tuple[str, ...]]] = []
         for sample in samples:
-            filled = self._prompt.replace("{question}", sample.question)
+            filled = self._prefix + self._prompt.replace("{question}", sample.question)
             answers = sample.choices or (() if sample.answer_text is None else (sample.answer_text,))
             context = split_context(filled, "")[0]
             pairs.append((context, [context + split_context(filled, " " + a)[1] for a in answers], answers))

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s.config import ExperimentConfig, ModelConfig
-from ensemw2s.engine.encoded import EncodedSplits
+from ensemw2s.engine.encoded import EncodedSplits, few_shot_prefix
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent
 from ensemw2s.runs.store import RunStore, StageRecord
+
+FEW_SHOT = "strong-few-shot"
 
 
 @dataclass
@@ -44,14 +46,23 @@ class RunContext:
         """The splits in the strong model's tokens."""
         return self._encoded(self.config.strong.model)
 
-    def _encoded(self, model: ModelConfig) -> EncodedSplits:
+    @cached_property
+    def few_shot_splits(self) -> EncodedSplits:
+        """The same with solved easy questions before each."""
+        prefix = few_shot_prefix(self.config, self.strong_splits["easy_train"].samples)
+        return self._encoded(self.config.strong.model, prefix)
+
+    def _encoded(self, model: ModelConfig, prefix: str = "") -> EncodedSplits:
         from ensemw2s.engine.bases import converted
         from ensemw2s.models.loading import load_tokenizer
 
-        return EncodedSplits(self.run_dir, self.config.data, load_tokenizer(converted(self.run_dir, model)))
+        tokenizer = load_tokenizer(converted(self.run_dir, model))
+        return EncodedSplits(self.run_dir, self.config.data, tokenizer, prefix)
 
     def side_splits(self, system: str) -> EncodedSplits:
         """The splits in the tokens of a system: weak-* and member-* are weak, all others strong."""
+        if system == FEW_SHOT:
+            return self.few_shot_splits
         return self.splits if system.startswith(("weak", "member")) else self.strong_splits
 
     def forward_flops(self, ref: ModelRef) -> float:

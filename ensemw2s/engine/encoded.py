@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ensemw2s.config import DataConfig
+from ensemw2s.config import DataConfig, ExperimentConfig
 from ensemw2s.data.encoding import EncodedSample, Encoder, target_ids
 from ensemw2s.data.samples import Sample, samples_from_table
 
@@ -72,10 +72,10 @@ def offsets_of(lengths: list[int]) -> np.ndarray:
 class EncodedSplits:
     """The splits in ``run_dir/splits``, encoded when first asked for."""
 
-    def __init__(self, run_dir: Path, data: DataConfig, tokenizer: Any) -> None:
+    def __init__(self, run_dir: Path, data: DataConfig, tokenizer: Any, prefix: str = "") -> None:
         self._run_dir = run_dir
         self.tokenizer = tokenizer
-        self.encoder = make_encoder(data, tokenizer)
+        self.encoder = make_encoder(data, tokenizer, prefix)
         self._cache: dict[str, EncodedSplit] = {}
 
     def names(self) -> list[str]:
@@ -95,14 +95,30 @@ class EncodedSplits:
         return EncodedSplit(samples, self.encoder, int(self.tokenizer.eos_token_id))
 
 
-def make_encoder(data: DataConfig, tokenizer: Any) -> Encoder:
-    """The encoder that a configuration asks for."""
+def make_encoder(data: DataConfig, tokenizer: Any, prefix: str = "") -> Encoder:
+    """The encoder that a configuration asks for; a text that stands before every prompt has room beside ``max_length``."""
     return Encoder(
         tokenizer,
         prompt=data.prompt,
-        max_length=data.max_length,
+        max_length=data.max_length + prefix_length(tokenizer, prefix),
         too_long=data.too_long,
         add_bos=data.add_bos,
+        prefix=prefix,
+    )
+
+
+def prefix_length(tokenizer: Any, prefix: str) -> int:
+    """Tokens of a text that stands before prompts."""
+    return len(tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"]) if prefix else 0
+
+
+def few_shot_prefix(config: ExperimentConfig, easy: list[Sample]) -> str:
+    """Solved easy questions, each in the run's own prompt, that stand before every question; the same for all."""
+    shots = min(config.evaluation.shots, len(easy))
+    chosen = np.random.default_rng([config.seed, 2]).choice(len(easy), size=shots, replace=False)
+    return "".join(
+        f"{config.data.prompt.replace('{question}', easy[int(i)].question)} {easy[int(i)].answer_text}\n\n"
+        for i in chosen
     )
 
 

@@ -86,6 +86,9 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
         # One member, then all; each reads the labels once for its best tokens and once for those of the others.
         lines.append(stage("soft labels", weak, 0, 2 * (1 + rounds) * train["hard_train"], 4 * weak, 0))
     lines.append(stage("models as they are", max(weak, strong), 0, 2 * evaluated, 4 * strong, 0))
+    if "few_shot" in config.evaluation.baselines:
+        # About one question's text for each shot.
+        lines.append(stage("few-shot", strong, 0, (1 + config.evaluation.shots) * evaluated, 4 * strong, 0))
     taught = train["hard_train"]
     if config.labels.targets == "choices":
         # At most: choices with next to no share are left out.
@@ -95,6 +98,7 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
         ("on_easy", train["easy_train"]),
         ("single", taught),
         ("ensemble", taught),
+        *([("noise", train["hard_train"])] if "random_noise" in config.evaluation.baselines else []),
     ):
         lines.append(
             stage(f"student {name}", strong, strong_epochs * tokens, evaluated, strong_memory, 4 * strong)

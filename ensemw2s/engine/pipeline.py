@@ -24,6 +24,7 @@ from ensemw2s.engine.answers import (
     ensure_model_answers,
     model_answers,
 )
+from ensemw2s.engine.baselines import ensure_few_shot, random_noise_labels
 from ensemw2s.engine.boosting import Boosting, MemberRecord
 from ensemw2s.engine.checks import check_ceiling, check_labels, taught_rows
 from ensemw2s.engine.context import RunContext
@@ -69,9 +70,10 @@ class Pipeline:
         with self._executor.supervisors() as pool:
             self._score_students(pool, ("ceiling", "on_easy"))
         self._check(ensemble.first(1))
-        self._students(TEACHERS)
+        last = (*TEACHERS, *(("noise",) if "random_noise" in self._ctx.config.evaluation.baselines else ()))
+        self._students(last)
         with self._executor.supervisors() as pool:
-            self._score_students(pool, TEACHERS)
+            self._score_students(pool, last)
         return self._results(records, ensemble, selected)
 
     def _after_round(self, pool: SupervisorPool, records: list[MemberRecord]) -> None:
@@ -183,6 +185,8 @@ class Pipeline:
         splits = ["easy_val", *self._ctx.test_splits]
         ensure_model_answers(self._ctx, pool, ModelRef("weak", 0), "weak-0", splits)
         ensure_model_answers(self._ctx, pool, ModelRef("strong"), "strong", splits)
+        if "few_shot" in self._ctx.config.evaluation.baselines:
+            ensure_few_shot(self._ctx, pool)
 
     # -- students --------------------------------------------------------------------------------------------
 
@@ -223,6 +227,8 @@ class Pipeline:
         if name in ("ceiling", "on_easy"):
             split = "hard_train" if name == "ceiling" else "easy_train"
             return split, tuple(s.answer for s in ctx.splits[split].samples)
+        if name == "noise":
+            return "hard_train", random_noise_labels(ctx)
         column = "label" if ctx.multiple_choice else "label_text"
         values = pq.read_table(ctx.run_dir / labels_path(name), columns=[column]).column(column).to_pylist()
         pairs = zip(values, taught_rows(ctx, name), strict=True)

@@ -15,7 +15,7 @@ from ensemw2s.config import ExperimentConfig, identity_differences
 from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
-from ensemw2s.engine.encoded import EncodedSplit, make_encoder
+from ensemw2s.engine.encoded import EncodedSplit, few_shot_prefix, make_encoder, prefix_length
 from ensemw2s.engine.teaching import check_teaching
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
 from ensemw2s.runs.store import RunStore, write_atomic
@@ -144,6 +144,15 @@ def prepare(config: ExperimentConfig) -> Prepared:
         raise ConfigError(
             f"data.max_length {config.data.max_length} is more than the {limits[0][0]} positions of {limits[0][1]}: lower data.max_length"
         )
+    if "few_shot" in config.evaluation.baselines:
+        longest = facts[absolute.strong.model.display_name].max_positions
+        prefix = few_shot_prefix(config, splits.samples["easy_train"])
+        needed = config.data.max_length + prefix_length(tokenizers[-1], prefix)
+        if longest and needed > longest:
+            raise ConfigError(
+                f"evaluation.shots {config.evaluation.shots} makes prompts of up to {needed} tokens, and "
+                f"{absolute.strong.model.display_name} has {longest} positions: lower evaluation.shots or data.max_length"
+            )
     counts = {name: len(ids) for name, ids in truncated.items()}
     return Prepared(config, absolute, run_directory(config), splits, encoded, facts, counts)
 

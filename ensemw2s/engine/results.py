@@ -22,7 +22,7 @@ from ensemw2s.core.metrics import (
 from ensemw2s.engine.answers import Answers, Ensemble, correct, ensemble_answers, model_answers
 from ensemw2s.engine.boosting import MemberRecord, unit_weights
 from ensemw2s.engine.checks import chance, label_correct, taught_rows
-from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.context import FEW_SHOT, RunContext
 from ensemw2s.engine.diagnostics import diagnose
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
@@ -45,6 +45,12 @@ COMPARED = (
     ("student_ensemble", "strong_on_easy"),
     ("student_ensemble", "ceiling"),
 )
+#: Systems that a run may have beside them, by the name of the baseline, and what they are compared with.
+EXTRA = {"few_shot": "strong_few_shot", "random_noise": "student_noise"}
+EXTRA_COMPARED = {
+    "few_shot": ("student_ensemble", "strong_few_shot"),
+    "random_noise": ("student_ensemble", "student_noise"),
+}
 PACKAGES = (
     "ensemw2s",
     "torch",
@@ -63,6 +69,11 @@ def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) 
     """Every system's answers to a split, from what is committed."""
     from ensemw2s.engine.pipeline import student_system
 
+    extra: dict[str, Answers] = {}
+    if "few_shot" in ctx.config.evaluation.baselines:
+        extra["strong_few_shot"] = model_answers(ctx, FEW_SHOT, split)
+    if "random_noise" in ctx.config.evaluation.baselines:
+        extra["student_noise"] = model_answers(ctx, student_system(ctx, "noise"), split)
     return {
         "weak_zero_shot": model_answers(ctx, "weak-0", split),
         "weak_single": ensemble_answers(ctx, ensemble.first(1), split),
@@ -72,6 +83,7 @@ def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) 
         "student_single": model_answers(ctx, student_system(ctx, "single"), split),
         "student_ensemble": model_answers(ctx, student_system(ctx, "ensemble"), split),
         "ceiling": model_answers(ctx, student_system(ctx, "ceiling"), split),
+        **extra,
     }
 
 
@@ -124,7 +136,8 @@ def build_results(
         "diagnostics": diagnose(ctx, ensemble, selected, answers),
         "warnings": [*data_info["warnings"], *ctx.warnings],
     }
-    for system in SYSTEMS:
+    wanted = config.evaluation.baselines
+    for system in (*SYSTEMS, *(EXTRA[b] for b in EXTRA if b in wanted)):
         results[system] = {split: _interval(ctx, right[split][system]) for split in evaluated}
     for split in ctx.test_splits:
         results["pgr"][split] = {
@@ -133,7 +146,8 @@ def build_results(
             )
             for who in ("single", "ensemble")
         }
-        results["comparisons"][split] = [_compare(ctx, right[split], a, b) for a, b in COMPARED]
+        pairs = [*COMPARED, *(EXTRA_COMPARED[b] for b in EXTRA_COMPARED if b in wanted)]
+        results["comparisons"][split] = [_compare(ctx, right[split], a, b) for a, b in pairs]
     results["cost"] = _cost(ctx)
     results["versions"] = versions()
     return results

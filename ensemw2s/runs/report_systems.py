@@ -25,7 +25,7 @@ class System:
         phrase: the same inside a sentence, with its article.
         about: what it is, in plain words.
         group: "weak", "strong", "student" or "ceiling"; neighbours of one group stand together in tables.
-        color: hexadecimal color; the eight stay apart for color-blind readers and on white and on black.
+        color: hexadecimal color; neighbours stay apart for color-blind readers and on white and on black.
     """
 
     key: str
@@ -70,12 +70,29 @@ SYSTEMS: tuple[System, ...] = (
         "#6E757C",
     ),
     System(
+        "strong_few_shot",
+        "Strong model, few-shot",
+        "the strong model shown solved questions",
+        "the large model before any training here, with some solved easy questions before each question",
+        "strong",
+        "#A9812F",
+    ),
+    System(
         "strong_on_easy",
         "Strong model, easy labels",
         "the strong model taught the easy labels",
         "the large model trained on the easy, labelled questions: the baseline to beat",
         "strong",
         "#C06C9F",
+    ),
+    System(
+        "student_noise",
+        "Student of random noise",
+        "the student taught labels that are wrong at random",
+        "the large model trained on labels of the hard questions that are wrong as often as the ensemble's, but at random; "
+        "made from the true answers",
+        "student",
+        "#5F4B8B",
     ),
     System(
         "student_single",
