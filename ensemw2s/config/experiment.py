@@ -96,6 +96,11 @@ class VoteConfig(Section):
         description="how members' choices become one: weighted by the member weights (EnsemW2S), equal, one vote each, geometric "
         "mean, the best on easy_val, weights fitted on easy_val, or EM without truth; others than weighted need multiple choice",
     )
+    combine: Literal["predictions", "weights"] = Field(
+        "predictions",
+        description="vote over the members' predictions (EnsemW2S), or average their weights into one model; the number of members "
+        "is chosen by the vote either way",
+    )
     calibrate: bool = Field(
         False, description="fit a temperature to each member on easy_val before it votes (multiple choice)"
     )

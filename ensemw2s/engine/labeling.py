@@ -12,6 +12,7 @@ from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.boosting import MemberRecord
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.generation import Generated, VotedDecoder
+from ensemw2s.engine.merging import MERGED, STAGE, voting_ensemble
 from ensemw2s.engine.pipeline import kept_ensemble
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent
@@ -34,7 +35,10 @@ def selected_ensemble(ctx: RunContext) -> Ensemble:
         raise ArtifactError(
             f"{ctx.run_dir} has {len(ensemble.refs)} of the {selected} members that vote: give its `ensemw2s run` command again"
         )
-    return ensemble.first(selected)
+    speaker = voting_ensemble(ctx, ensemble, selected)
+    if speaker.systems == (MERGED,):
+        ctx.store.require(STAGE)
+    return speaker
 
 
 def label_choices(

@@ -28,6 +28,7 @@ from ensemw2s.engine.baselines import ensure_few_shot, random_noise_labels
 from ensemw2s.engine.boosting import Boosting, MemberRecord
 from ensemw2s.engine.checks import check_ceiling, check_labels, taught_rows
 from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.merging import ensure_merged, voting_ensemble
 from ensemw2s.engine.pool import Executor, SupervisorPool
 from ensemw2s.engine.results import build_results, write_results
 from ensemw2s.engine.soft_labels import ensure_token_labels, labels_path, tokens_path
@@ -59,13 +60,16 @@ class Pipeline:
             records = Boosting(ctx, pool, lambda so_far: self._after_round(pool, so_far)).run()
             ensemble = kept_ensemble(ctx, records)
             selected = self._select(pool, ensemble)
-            self._labels(pool, ensemble.first(1), ensemble.first(selected))
+            ensure_merged(ctx, pool, ensemble, selected)
+            voters = voting_ensemble(ctx, ensemble, selected)
+            self._labels(pool, ensemble.first(1), voters)
             if until == "labels":
                 return {}
-            self._soft_labels(pool, ensemble.first(1), ensemble.first(selected))
+            self._soft_labels(pool, ensemble.first(1), voters)
             self._baselines(pool)
             for t in range(1, len(ensemble.refs) + 1):
                 ensure_ensemble_answers(ctx, pool, ensemble.first(t), ctx.test_splits)
+            ensure_ensemble_answers(ctx, pool, voters, ["easy_val", *ctx.test_splits])
         self._students(("ceiling", "on_easy"))
         with self._executor.supervisors() as pool:
             self._score_students(pool, ("ceiling", "on_easy"))

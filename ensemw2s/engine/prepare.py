@@ -114,6 +114,10 @@ def prepare(config: ExperimentConfig) -> Prepared:
         raise ConfigError(
             "labels.keep_by agreement needs multiple-choice data: this data has no choices; use confidence or all"
         )
+    if config.vote.combine == "weights" and len(config.weak.models) > 1:
+        raise ConfigError(
+            f"vote.combine weights averages members of one model, and weak.models has {len(config.weak.models)}: use predictions"
+        )
     tokenizers = [load_tokenizer(m) for m in models]
     prints = [tokenizer_fingerprint(t) for t in tokenizers]
     for model, own in zip(absolute.weak.models, prints, strict=False):

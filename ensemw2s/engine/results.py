@@ -24,6 +24,7 @@ from ensemw2s.engine.boosting import MemberRecord, unit_weights
 from ensemw2s.engine.checks import chance, label_correct, taught_rows
 from ensemw2s.engine.context import FEW_SHOT, RunContext
 from ensemw2s.engine.diagnostics import diagnose
+from ensemw2s.engine.merging import voting_ensemble
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
 from ensemw2s.runs.store import write_atomic
@@ -77,7 +78,7 @@ def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) 
     return {
         "weak_zero_shot": model_answers(ctx, "weak-0", split),
         "weak_single": ensemble_answers(ctx, ensemble.first(1), split),
-        "weak_ensemble": ensemble_answers(ctx, ensemble.first(selected), split),
+        "weak_ensemble": ensemble_answers(ctx, voting_ensemble(ctx, ensemble, selected), split),
         "strong_zero_shot": model_answers(ctx, "strong", split),
         "strong_on_easy": model_answers(ctx, student_system(ctx, "on_easy"), split),
         "student_single": model_answers(ctx, student_system(ctx, "single"), split),

@@ -32,6 +32,7 @@ from ensemw2s.engine.tasks import (
     TrainOutcome,
     cost,
 )
+from ensemw2s.models.averaging import average_weights
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
@@ -143,6 +144,20 @@ class WeakSupervisor:
         return TrainOutcome(
             report.seconds, report.tokens, flops, describe_device(self._device), report.steps, report.losses
         )
+
+    def merge_members(self, refs: list[ModelRef], shares: list[float], output: Path) -> None:
+        """Write the weighted average of fine-tuned members of one weak model as a whole model."""
+        self._models.clear()
+        base = self._model_config(refs[0])
+        folders = [ref.folder for ref in refs if ref.folder is not None]
+        dtype = resolve_dtype(base.dtype, self._device)
+
+        def loader(folder: Path) -> Callable[[], Any]:
+            return lambda: load_saved(folder, device=self._device, dtype=dtype, base=base)
+
+        merged = average_weights([loader(folder) for folder in folders], shares)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_model(merged, self._side("weak").tokenizer, output, base=base)
 
     # -- teacher-forced scores -------------------------------------------------------------------------------
 
