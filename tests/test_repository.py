@@ -76,9 +76,11 @@ def project() -> dict[str, object]:
 
 
 def requirements() -> list[Requirement]:
+    """All of pyproject.toml but the project's own extras, which are listed there themselves."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [line for lines in table["optional-dependencies"].values() for line in lines]
-    return [Requirement(line) for line in [*table["dependencies"], *extras]]
+    found = [Requirement(line) for line in [*table["dependencies"], *extras]]
+    return [r for r in found if r.name != table["name"]]
 
 
 class TestFiles:

@@ -11,10 +11,16 @@ from ensemw2s.config.base import Fraction, PositiveInt, Section
 SPLIT_NAMES = ("easy_train", "easy_val", "hard_train", "test")
 
 
+BALANCE = "classification: keep as many samples of every class as the rarest has, chosen by id (after limit)"
+
+
 class ColumnsConfig(Section):
     """Which column of a table holds which part of a sample."""
 
-    question: str = Field("question", description="column with the question text")
+    question: str = Field(
+        "question",
+        description="column with the question text, or a text with columns in braces, such as '{title} {content}'",
+    )
     choices: str | None = Field(
         None,
         description="column with the choices: a list of strings, or a {text, label} record as ARC has it; "
@@ -30,12 +36,34 @@ class ColumnsConfig(Section):
         None,
         description="column (or 'column.field') with the labels of the choices that 'answer' refers to (ARC: 'choices.label')",
     )
+    classes: tuple[str, ...] | dict[str, str] | None = Field(
+        None,
+        description="classification: the words of the classes, the choices of every sample; 'answer' is an index or a word. "
+        "Or a mapping from each value of 'answer' to its word, such as {neg: negative, pos: positive}",
+    )
     id: str | None = Field(
         None, description="column with the stable id; default: 'id' where it exists, else a hash of the text"
     )
     difficulty: str | None = Field(
         None, description="column with a number, larger is harder; default: 'difficulty' where it exists"
     )
+
+    @model_validator(mode="after")
+    def _classes_are_the_choices(self) -> ColumnsConfig:
+        if self.classes is None:
+            return self
+        others = [n for n in ("choices", "distractors", "answer_labels") if getattr(self, n)]
+        if others:
+            raise ValueError(f"classes are the choices of every sample: leave out {', '.join(others)}")
+        words = self.class_words
+        if len(words) < 2 or len(set(words)) < len(words) or not all(word.strip() for word in words):
+            raise ValueError(f"classes must be two or more different words, got {list(words)}")
+        return self
+
+    @property
+    def class_words(self) -> tuple[str, ...]:
+        """The words of the classes in their order; empty where the task is no classification."""
+        return tuple(self.classes.values()) if isinstance(self.classes, dict) else self.classes or ()
 
 
 class FileSource(Section):
@@ -45,6 +73,7 @@ class FileSource(Section):
     path: str = Field(description="file ending in .jsonl, .json (lines), .csv or .parquet")
     columns: ColumnsConfig = ColumnsConfig()
     limit: PositiveInt | None = Field(None, description="use the first N samples only")
+    balance: bool = Field(False, description=BALANCE)
 
 
 class HubSource(Section):
@@ -57,15 +86,27 @@ class HubSource(Section):
     revision: str | None = Field(None, description="commit, tag or branch")
     columns: ColumnsConfig = ColumnsConfig()
     limit: PositiveInt | None = Field(None, description="use the first N samples only")
+    balance: bool = Field(False, description=BALANCE)
 
 
 class BuiltinSource(Section):
     """A data set of the Hugging Face hub whose columns are known here."""
 
     kind: Literal["builtin"] = "builtin"
-    name: Literal["arc_easy", "arc_challenge", "sciq", "quartz"] = Field(description="which one")
+    name: Literal[
+        "arc_easy",
+        "arc_challenge",
+        "sciq",
+        "quartz",
+        "sciq_binary",
+        "boolq",
+        "amazon_polarity",
+        "cosmosqa",
+        "anthropic_hh",
+    ] = Field(description="which one; the last five are binary classification")
     split: Literal["train", "validation", "test"] = Field("train", description="which of its splits")
     limit: PositiveInt | None = Field(None, description="use the first N samples only")
+    balance: bool = Field(False, description=BALANCE)
 
 
 class ReasoningGymSource(Section):

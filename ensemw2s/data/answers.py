@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensemw2s.errors import DataError
@@ -52,6 +52,24 @@ def index_of_label(value: Any, labels: Sequence[Any], choices: Sequence[str], pl
         what = "is not among" if str(value) not in names else "is more than one of"
         raise DataError(f"{place}: the answer {value!r} {what} the labels {_list(names)}")
     return _checked(names.index(str(value)), choices, place)
+
+
+def index_of_class(value: Any, classes: Sequence[str] | Mapping[str, str], place: str, *, typed: bool) -> int:
+    """Index of the class that a label means: the index or the word, or for a mapping one of its keys.
+
+    True and 1.0 are the index 1, as tables write them; keys are compared as text, where True is ``true``.
+
+    Raises:
+        DataError: the label is none of the classes.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(classes, Mapping):
+        return index_of_answer(int(value) if isinstance(value, bool) else value, classes, place, typed=typed)
+    key = str(value).lower() if isinstance(value, bool) else str(value)
+    if key not in classes:
+        raise DataError(f"{place}: the label {key!r} is not among columns.classes {_list(list(classes))}")
+    return list(classes).index(key)
 
 
 def _checked(index: int, choices: Sequence[str], place: str) -> int:

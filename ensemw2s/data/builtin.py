@@ -1,10 +1,12 @@
-"""Column mappings of the data sets that have a name here."""
+"""Where the data sets that have a name here lie on the hub, and how their rows become samples."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ensemw2s.config import BuiltinSource, ColumnsConfig, HubSource
+from ensemw2s.data.binary import MAPPINGS
 
 _LABELLED = ColumnsConfig(
     question="question", choices="choices", answer="answerKey", answer_labels="choices.label", id="id"
@@ -24,7 +26,14 @@ _DATASETS: dict[str, dict[str, Any]] = {
     # The hub's own Parquet copy: it does not depend on a loading script in the repository, which datasets 4
     # dropped.
     "quartz": {"path": "allenai/quartz", "revision": "refs/convert/parquet", "columns": _LABELLED},
+    "sciq_binary": {"path": "allenai/sciq"},
+    "boolq": {"path": "google/boolq"},
+    "amazon_polarity": {"path": "fancyzhx/amazon_polarity"},
+    "cosmosqa": {"path": "allenai/cosmos_qa", "revision": "refs/convert/parquet"},
+    "anthropic_hh": {"path": "Anthropic/hh-rlhf"},
 }
+#: Their test sets have no published truth, so that their validation sets serve, as in openai/weak-to-strong.
+_VALIDATION_AS_TEST = ("boolq", "cosmosqa")
 
 
 def hub_source(source: BuiltinSource) -> HubSource:
@@ -32,4 +41,10 @@ def hub_source(source: BuiltinSource) -> HubSource:
 
     The questions of QuaRTz are taken without their background paragraph.
     """
-    return HubSource(split=source.split, limit=source.limit, **_DATASETS[source.name])
+    split = "validation" if source.split == "test" and source.name in _VALIDATION_AS_TEST else source.split
+    return HubSource(split=split, limit=source.limit, balance=source.balance, **_DATASETS[source.name])
+
+
+def row_mapping(name: str) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """What makes question, choices and answer of a row, where columns alone do not."""
+    return MAPPINGS.get(name)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
 from ensemw2s.config import ColumnsConfig
-from ensemw2s.data.answers import index_of_answer, index_of_label
+from ensemw2s.data.answers import index_of_answer, index_of_class, index_of_label
 from ensemw2s.data.files import Row
 from ensemw2s.data.samples import Sample, content_id, stable_hash
 from ensemw2s.errors import DataError
 
 _MISSING: Final = object()
+_FIELD: Final = re.compile(r"\{([^{}]+)\}")
 
 
 def parse_rows(
@@ -44,7 +46,7 @@ def parse_rows(
     places: dict[str, str] = {}
     first_place = ""
     for place, row in islice(rows, limit):
-        sample, has_id = _parse(place, row, columns, require_answer=require_answer, typed=typed)
+        sample, has_id = parse_row(place, row, columns, require_answer=require_answer, typed=typed)
         if has_id and sample.id in places:
             raise DataError(
                 f"duplicate id {sample.id!r}: {places[sample.id]} and {place}: give every sample its own id"
@@ -76,10 +78,11 @@ def _with_free_id(sample: Sample, taken: Mapping[str, str]) -> Sample:
     return Sample(new_id, sample.question, sample.choices, sample.answer, sample.difficulty)
 
 
-def _parse(
+def parse_row(
     place: str, row: Mapping[str, Any], columns: ColumnsConfig, *, require_answer: bool, typed: bool
 ) -> tuple[Sample, bool]:
-    question = _text(_column(row, columns.question, place, "question"), place, f"column {columns.question!r}")
+    """One sample, and whether its row gives it an id; raises DataError with the place."""
+    question = _question(row, columns.question, place)
     raw_answer = _lookup(row, columns.answer)
     if require_answer:
         raw_answer = _column(row, columns.answer, place, "answer")
@@ -102,6 +105,19 @@ def _parse(
             f"{place}: column {columns.id!r} is empty: give every sample an id, or leave columns.id out"
         )
     return Sample(sample_id, question, choices, answer, difficulty), given_id is not None
+
+
+def _question(row: Mapping[str, Any], path: str, place: str) -> str:
+    """The text of a column, or a template with the texts of the columns in it, empty ones as nothing."""
+    if _lookup(row, path) is not _MISSING or not _FIELD.search(path):
+        return _text(_column(row, path, place, "question"), place, f"column {path!r}")
+
+    def fill(match: re.Match[str]) -> str:
+        value = _column(row, match[1], place, "question")
+        present = value is not None and str(value).strip()
+        return _text(value, place, f"column {match[1]!r}") if present else ""
+
+    return _text(_FIELD.sub(fill, path).strip(), place, f"the question {path!r}")
 
 
 def _lookup(row: Mapping[str, Any], path: str) -> Any:
@@ -183,6 +199,8 @@ def _list(value: Any, place: str, what: str, typed: bool) -> list[Any]:
 def _choices(
     row: Mapping[str, Any], columns: ColumnsConfig, place: str, typed: bool
 ) -> tuple[str, ...] | None:
+    if columns.classes is not None:
+        return columns.class_words
     value = _optional(row, columns.choices, "choices", place)
     if value is None:
         return None
@@ -219,6 +237,8 @@ def _answer(
                 "of: set columns.choices, or write the answer as text"
             )
         return _text(value, place, "the answer")
+    if columns.classes is not None:
+        return index_of_class(value, columns.classes, place, typed=typed)
     if columns.answer_labels is not None:
         labels = _list(
             _column(row, columns.answer_labels, place, "answer_labels"), place, "the labels", typed

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ensemw2s.config import BuiltinSource, ColumnsConfig, FileSource, HubSource, ReasoningGymSource
-from ensemw2s.data.builtin import hub_source
+from ensemw2s.data.balance import balanced
+from ensemw2s.data.builtin import hub_source, row_mapping
 from ensemw2s.data.files import Row, read_rows
 from ensemw2s.data.reasoning import load_reasoning_gym
 from ensemw2s.data.rows import parse_rows
 from ensemw2s.data.samples import Sample
 from ensemw2s.errors import DataError
 
+RowMapping = Callable[[dict[str, Any]], dict[str, Any]]
 AnySource = FileSource | HubSource | BuiltinSource | ReasoningGymSource
 
 
@@ -31,13 +33,16 @@ def load_source(
         DataError: the source cannot be reached or read, or a row is not a valid sample; the line names the
             place.
     """
+    if isinstance(source, ReasoningGymSource):
+        return load_reasoning_gym(source)
     if isinstance(source, FileSource):
-        return _load_file(resolve(source.path, base_dir), source.columns, source.limit, require_answer)
-    if isinstance(source, HubSource):
-        return _load_hub(source, base_dir, require_answer)
-    if isinstance(source, BuiltinSource):
-        return _load_hub(hub_source(source), base_dir, require_answer)
-    return load_reasoning_gym(source)
+        path = resolve(source.path, base_dir)
+        samples = _load_file(path, source.columns, source.limit, require_answer)
+    elif isinstance(source, HubSource):
+        samples = _load_hub(source, base_dir, require_answer)
+    else:
+        samples = _load_hub(hub_source(source), base_dir, require_answer, row_mapping(source.name))
+    return balanced(samples) if source.balance else samples
 
 
 def load_unlabeled(
@@ -64,17 +69,23 @@ def _load_file(path: Path, columns: ColumnsConfig, limit: int | None, require_an
     )
 
 
-def _load_hub(source: HubSource, base_dir: Path | None, require_answer: bool) -> list[Sample]:
+def _load_hub(
+    source: HubSource, base_dir: Path | None, require_answer: bool, mapping: RowMapping | None = None
+) -> list[Sample]:
     local = resolve(source.path, base_dir)
     path = str(local) if local.exists() else source.path
     name = f"{source.path}{f' ({source.name})' if source.name else ''} {source.split}"
-    rows = _hub_rows(_load_dataset(source, path, name), name)
+    rows = _hub_rows(_load_dataset(source, path, name), name, mapping)
     return parse_rows(rows, source.columns, name=name, require_answer=require_answer, limit=source.limit)
 
 
-def _hub_rows(dataset: Any, name: str) -> Iterator[Row]:
+def _hub_rows(dataset: Any, name: str, mapping: RowMapping | None) -> Iterator[Row]:
     for number, row in enumerate(dataset, start=1):
-        yield f"{name} row {number}", row
+        place = f"{name} row {number}"
+        try:
+            yield place, row if mapping is None else mapping(row)
+        except KeyError as error:
+            raise DataError(f"{place}: no column {error.args[0]!r} (columns: {', '.join(row)})") from error
 
 
 def _load_dataset(source: HubSource, path: str, name: str) -> Any:

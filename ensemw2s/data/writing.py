@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,22 +37,43 @@ def check_output(path: Path) -> Path:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write the table in the format of the path's ending; lists become JSON in CSV cells."""
+    write_tables([table], path)
+
+
+def write_tables(tables: Iterable[pa.Table], path: Path) -> None:
+    """The same for a table that comes in parts of one schema; one part is held at a time."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.suffix == ".parquet":
-        pq.write_table(table, temporary, compression="zstd")
-    else:
-        with temporary.open("w", encoding="utf-8", newline="") as handle:
-            rows = table.to_pylist()
-            if path.suffix == ".jsonl":
-                handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            else:
-                writer = csv.writer(handle)
+    try:
+        {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[path.suffix](
+            tables, temporary
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_parquet(tables: Iterable[pa.Table], path: Path) -> None:
+    parts = iter(tables)
+    first = next(parts)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], parts):
+            writer.write_table(table)
+
+
+def _write_jsonl(tables: Iterable[pa.Table], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as handle:
+        for table in tables:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+
+
+def _write_csv(tables: Iterable[pa.Table], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        for i, table in enumerate(tables):
+            if i == 0:
                 writer.writerow(table.column_names)
-                for row in rows:
-                    writer.writerow(
-                        [
-                            json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v
-                            for v in row.values()
-                        ]
-                    )
-    os.replace(temporary, path)
+            for row in table.to_pylist():
+                cells = (
+                    json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values()
+                )
+                writer.writerow(list(cells))
