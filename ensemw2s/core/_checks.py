@@ -14,15 +14,25 @@ IntArray = NDArray[np.int64]
 
 def as_weights(weights: ArrayLike, name: str = "weights") -> FloatArray:
     """(n,) float64, n >= 1, finite, not negative, with a positive sum (not necessarily 1)."""
-    array = np.asarray(weights, dtype=np.float64)
+    array = as_vector(weights, name)
+    check_weights(float(array.sum()), float(array.min()), name)
+    return array
+
+
+def as_vector(values: ArrayLike, name: str) -> FloatArray:
+    """(n,) float64, n >= 1; what the entries are is not looked at."""
+    array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}")
-    total = float(array.sum())
-    if not (math.isfinite(total) and total > 0.0 and float(array.min()) >= 0.0):
-        raise ValueError(
-            f"{name} must be finite, not negative and not all 0, got minimum {array.min()} and sum {total}"
-        )
     return array
+
+
+def check_weights(total: float, smallest: float, name: str = "weights") -> None:
+    """The sum and the minimum of a vector tell whether it can be weights; NaN anywhere makes the sum NaN."""
+    if not (math.isfinite(total) and total > 0.0 and smallest >= 0.0):
+        raise ValueError(
+            f"{name} must be finite, not negative and not all 0, got minimum {smallest} and sum {total}"
+        )
 
 
 def as_flags(flags: ArrayLike, size: int | None = None, name: str = "wrong") -> BoolArray:

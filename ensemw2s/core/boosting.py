@@ -16,7 +16,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemw2s.core._checks import FloatArray, as_flags, as_weights, check_choice, check_unit_interval
+from ensemw2s.core._checks import (
+    FloatArray,
+    as_flags,
+    as_vector,
+    as_weights,
+    check_choice,
+    check_unit_interval,
+)
+from ensemw2s.core._parts import above, parts, scale_and_clip, scale_split, split_mass
 from ensemw2s.core.draws import (
     REWEIGHT_METHODS,
     ReweightMethod,
@@ -61,9 +69,9 @@ def weighted_error(wrong: ArrayLike, weights: ArrayLike) -> float:
     Raises:
         ValueError: shapes differ, or weights are negative, non-finite or all 0.
     """
-    values = as_weights(weights)
-    flags = as_flags(wrong, values.size)
-    return min(1.0, float(values[flags].sum() / values.sum()))
+    values = as_vector(weights, "weights")
+    wrong_mass, right_mass = split_mass(values, as_flags(wrong, values.size))
+    return wrong_mass / (wrong_mass + right_mass)
 
 
 def member_weight(
@@ -121,7 +129,7 @@ def reweight(
     Raises:
         ValueError: shapes differ, bad weights, non-finite alpha, or max_weight below 1.
     """
-    values = as_weights(weights)
+    values = as_vector(weights, "weights")
     flags = as_flags(wrong, values.size)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite, got {alpha}")
@@ -129,8 +137,7 @@ def reweight(
         raise ValueError(
             f"max_weight, a multiple of the uniform weight, must be at least 1, got {max_weight}"
         )
-    wrong_mass = float(values[flags].sum())
-    right_mass = float(values[~flags].sum())
+    wrong_mass, right_mass = split_mass(values, flags)
     if wrong_mass == 0.0 or right_mass == 0.0:
         updated: FloatArray = values / values.sum()
     else:
@@ -139,18 +146,15 @@ def reweight(
         log_odds = math.log(wrong_mass) - math.log(right_mass) + alpha
         small = math.exp(-abs(log_odds)) / (1.0 + math.exp(-abs(log_odds)))
         wrong_share, right_share = (1.0 - small, small) if log_odds >= 0 else (small, 1.0 - small)
-        updated = np.empty_like(values)
-        updated[flags] = values[flags] / wrong_mass * wrong_share
-        updated[~flags] = values[~flags] / right_mass * right_share
-        updated /= updated.sum()
+        updated = scale_split(values, flags, (wrong_mass, wrong_share), (right_mass, right_share))
     return updated if max_weight is None else _cap(updated, max_weight / updated.size)
 
 
 def effective_sample_size(weights: ArrayLike) -> float:
     """1 / sum(w^2) of the normalized weights: n for uniform weights, 1 when one unit has them all."""
     values = as_weights(weights)
-    values = values / values.sum()
-    return 1.0 / float(np.square(values).sum())
+    total = float(values.sum())
+    return 1.0 / math.fsum(float(np.square(values[part] / total).sum()) for part in parts(values.size))
 
 
 def member_decision(
@@ -269,14 +273,14 @@ def _cap(weights: FloatArray, limit: float) -> FloatArray:
     A pass caps what the passes before pushed over the limit; a unit that was capped stays so, because the
     scale of the rest only grows. Sorting would need one pass, but takes longer than the few that there are.
     """
-    capped, over, n_over = weights, weights > limit, 0
-    while np.count_nonzero(over) > n_over:
-        n_over = int(np.count_nonzero(over))
-        rest, left = float(weights[~over].sum()), 1.0 - limit * n_over
-        if rest > 0.0:
-            capped = np.divide(weights, rest, out=np.zeros_like(weights), where=~over) * left
-        else:  # the others have weight 0, which gives no proportion: they share evenly
-            capped = np.full(weights.size, left / max(weights.size - n_over, 1))
-        capped[over] = limit
-        over |= capped > limit
-    return np.minimum(capped, limit)
+    scale, n_capped = 1.0, 0
+    n_over, rest = above(weights, limit)
+    while n_over > n_capped:
+        n_capped, left = n_over, 1.0 - limit * n_over
+        if not rest > 0.0:
+            # The others have weight 0, which gives no proportion: they share evenly.
+            even = left / max(weights.size - n_capped, 1)
+            return np.minimum(np.where(weights > limit / scale, limit, even), limit)
+        scale = left / rest
+        n_over, rest = above(weights, limit / scale)
+    return scale_and_clip(weights, scale, limit)
