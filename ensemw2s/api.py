@@ -12,8 +12,7 @@ print(ensemble.generate("What is 3 + 4?").text)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +20,20 @@ from typing import TYPE_CHECKING, Any
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import RunDirectoryError, UserError
-from ensemw2s.runs.store import RunStore
-from ensemw2s.settings import absolute_paths, config_from_mapping, load_config
+from ensemw2s.opening import Show, local_executor, locked_run, open_run
+from ensemw2s.settings import config_from_mapping, load_config
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
     from ensemw2s.data.samples import Sample
+    from ensemw2s.data.streaming import SampleFile
     from ensemw2s.engine.answers import Ensemble
     from ensemw2s.engine.context import RunContext
     from ensemw2s.engine.generation import Generated
     from ensemw2s.engine.pool import SupervisorPool
-
-Show = Callable[[ProgressEvent], None]
+    from ensemw2s.rating import RatedFile
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,14 @@ def run(
     needed = peak_disk(estimate(prepared, 1e12), prepared)
     if config.runtime.executor == "local":
         begin_run(prepared, store, needed)
-        with _context(prepared.absolute, store.folder, progress) as ctx:
+        with locked_run(prepared.absolute, store.folder, progress) as ctx:
             from ensemw2s.engine.pipeline import Pipeline
             from ensemw2s.engine.sharing import share
             from ensemw2s.models.device import pick_device
 
             device = pick_device(config.runtime.device)
             executor = share(
-                _local_executor(ctx), ctx.config, ctx.store, ctx.say, device=device, trainer=f"torch {device}"
+                local_executor(ctx), ctx.config, ctx.store, ctx.say, device=device, trainer=f"torch {device}"
             )
             results = Pipeline(ctx, executor).run(until)
     else:
@@ -164,6 +163,31 @@ class LoadedEnsemble:
         chosen = samples[0].choices is not None
         return (label_choices if chosen else label_free)(self._ctx, self._pool, self._ensemble, samples)
 
+    def label_file(self, source: Path | str, output: Path | str) -> int:
+        """Pseudo-labels of a file of any size, a chunk at a time; the same call continues one that was interrupted.
+
+        Args:
+            source: JSONL, CSV or Parquet with question and, for multiple choice, choices.
+            output: .jsonl, .csv or .parquet, written whole or not at all.
+
+        Returns:
+            How many samples were labelled.
+
+        Raises:
+            DataError: the file cannot be used, or the output cannot be written there.
+        """
+        from ensemw2s.data.streaming import SampleFile
+        from ensemw2s.data.writing import check_output
+
+        target = check_output(Path(output))
+        return self.label_samples(SampleFile(Path(source)), target)
+
+    def label_samples(self, samples: SampleFile, output: Path) -> int:
+        """The same for a file that is checked already."""
+        from ensemw2s.engine.label_file import label_file
+
+        return label_file(self._ctx, self._ensemble, self.label, samples, output)
+
     def generate(self, question: str, *, max_new_tokens: int | None = None, raw: bool = False) -> Generated:
         """One voted answer.
 
@@ -193,36 +217,70 @@ def load_ensemble(run_dir: Path | str, progress: Show = _quiet) -> LoadedEnsembl
         RunDirectoryError: not a run directory.
         ArtifactError: the run has no ensemble yet, or a file of it is damaged.
     """
-    from ensemw2s.engine.context import RunContext
+    ctx, ensemble = _open(run_dir, progress)
+    return LoadedEnsemble(ctx, ensemble, local_executor(ctx).pool())
+
+
+def rate(
+    config: ExperimentConfig | str | Path,
+    *overrides: str,
+    output: Path | str,
+    progress: Show = _quiet,
+    **options: Any,
+) -> RatedFile:
+    """Rate a labelled data set by difficulty and write it again with a column ``difficulty``.
+
+    The same call continues a rating that was interrupted: finished folds lie beside the output until it is written.
+
+    Args:
+        config: configuration, or the path of a YAML file; ``data.pool`` is rated.
+        overrides: ``key=value``, as on the command line.
+        output: .parquet (with provenance in its metadata), .jsonl or .csv, written whole or not at all.
+        progress: receives progress events.
+        options: fields of :class:`ensemw2s.engine.rating.options.RatingOptions`: method ("folds", "members", "irt"), input,
+            folds, repeats, run, responses, irt.
+
+    Raises:
+        UserError: something that the user gave cannot be used; nothing was written because of it.
+    """
+    from ensemw2s.engine.rating.options import RatingOptions
+    from ensemw2s.rating import rate_file
+
+    paths = {k: Path(v) for k, v in options.items() if k in ("input", "run", "responses") and v is not None}
+    chosen = RatingOptions(**{**options, **paths})
+    return rate_file(as_config(config, overrides), chosen, Path(output), progress)
+
+
+def export(
+    run_dir: Path | str,
+    output: Path | str,
+    *,
+    dtype: str | None = None,
+    link: bool = False,
+    progress: Show = _quiet,
+) -> Path:
+    """Write a run's ensemble as one Hugging Face model (see :mod:`ensemw2s.hf`); returns the folder.
+
+    Args:
+        run_dir: a finished (or far enough) run.
+        output: a new or an empty folder.
+        dtype: float32, bfloat16 or float16; None copies whole members as they are and adds adapters into float32 bases.
+        link: hard links to whole members instead of copies, where the file system can.
+        progress: receives progress events.
+
+    Raises:
+        RunDirectoryError: not a run directory, or the folder cannot be written.
+        ArtifactError: the run has no ensemble yet, or a file of it is damaged.
+    """
+    from ensemw2s.hf.export import export_ensemble
+
+    ctx, ensemble = _open(run_dir, progress)
+    return export_ensemble(ctx, ensemble, output, dtype=dtype, link=link)
+
+
+def _open(run_dir: Path | str, progress: Show) -> tuple[RunContext, Ensemble]:
+    """A run, and the members that vote in it."""
     from ensemw2s.engine.labeling import selected_ensemble
 
-    folder = Path(run_dir).resolve()
-    store = RunStore(folder)
-    if not store.exists or not (folder / "config.yaml").is_file():
-        raise RunDirectoryError(
-            f"{run_dir} is not a run directory: give the folder that `ensemw2s run` made, for example runs/demo"
-        )
-    ctx = RunContext(absolute_paths(load_config(folder / "config.yaml", [])), store, progress)
-    return LoadedEnsemble(ctx, selected_ensemble(ctx), _local_executor(ctx).pool())
-
-
-@contextmanager
-def _context(config: ExperimentConfig, folder: Path, progress: Show) -> Iterator[RunContext]:
-    from ensemw2s.engine.context import RunContext
-
-    store = RunStore(folder)
-    store.lock()
-    try:
-        yield RunContext(config, store, progress)
-    finally:
-        store.unlock()
-
-
-def _local_executor(ctx: RunContext) -> Any:
-    import os
-
-    from ensemw2s.engine.pool import LocalExecutor
-
-    threads = ctx.config.runtime.threads
-    count = (os.cpu_count() or 1) if threads == "auto" else threads
-    return LocalExecutor(ctx.config, ctx.run_dir, threads=count, report=ctx.report)
+    ctx = open_run(run_dir, progress)
+    return ctx, selected_ensemble(ctx)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("run", "doctor", "sweep", "compare", "serve"):
+    if rest and arguments.command not in ("run", "rate", "doctor", "sweep", "compare", "serve"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     overrides = [*getattr(arguments, "overrides", []), *rest]
     return exit_code(lambda: int(arguments.function(arguments, overrides)))
@@ -57,6 +57,35 @@ def build_parser() -> argparse.ArgumentParser:
     label.add_argument("--output", required=True, help="file to write: .jsonl, .csv or .parquet")
     label.set_defaults(function=_label)
 
+    rate = commands.add_parser(
+        "rate", help="rate a labelled data set by difficulty, for easy-to-hard splits", allow_abbrev=False
+    )
+    rate.add_argument("config", help="YAML file: data.pool is rated by weak.models")
+    rate.add_argument("overrides", nargs="*", help=EPILOG)
+    rate.add_argument(
+        "--output",
+        required=True,
+        help="file to write: .parquet, .jsonl or .csv; the same command goes on after an interruption",
+    )
+    rate.add_argument(
+        "--method",
+        choices=("folds", "members", "irt"),
+        default="folds",
+        help="folds: out-of-fold confidence of the weak models (default); members: disagreement of a run's members; irt: item "
+        "response theory over the folds' answers or a table",
+    )
+    rate.add_argument("--input", help="JSONL, CSV or Parquet to rate in place of data.pool")
+    rate.add_argument("--folds", type=int, help="parts, each rated by models of the others (default 5)")
+    rate.add_argument(
+        "--repeats", type=int, help="trainings of each weak model in each fold, by seed (default 1)"
+    )
+    rate.add_argument("--run", help="run directory (members)")
+    rate.add_argument("--responses", help="table of samples (id) by models, 1 right, 0 wrong (irt)")
+    rate.add_argument(
+        "--irt", choices=("rasch", "2pl", "auto"), help="model (irt); default auto: 2pl from 30 models on"
+    )
+    rate.set_defaults(function=_rate)
+
     generate = commands.add_parser("generate", help="one answer, and who voted for what", allow_abbrev=False)
     generate.add_argument("run", help="run directory")
     generate.add_argument(
@@ -65,6 +94,22 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--raw", action="store_true", help="use the text as the whole prompt")
     generate.add_argument("--max-new-tokens", type=int, default=None, help="longest answer")
     generate.set_defaults(function=_generate)
+
+    export = commands.add_parser(
+        "export", help="the ensemble as one Hugging Face model: a folder to load anywhere", allow_abbrev=False
+    )
+    export.add_argument("run", help="run directory")
+    export.add_argument("--output", required=True, help="folder to write; must be new or empty")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=None,
+        help="number format of the weights; default: members as they are, adapters added into float32 bases",
+    )
+    export.add_argument(
+        "--link", action="store_true", help="hard links instead of copies, where the file system can"
+    )
+    export.set_defaults(function=_export)
 
     report = commands.add_parser(
         "report", help="tables and figures again from stored results", allow_abbrev=False
@@ -106,6 +151,11 @@ def build_parser() -> argparse.ArgumentParser:
         dest="models",
         choices=("ensemble", "student"),
         help="serve this one only (may be repeated); default: all that the run has",
+    )
+    serve.add_argument(
+        "--update",
+        action="store_true",
+        help="put this run in the place of the one that the cluster serves, without losing a request, and return",
     )
     serve.set_defaults(function=_serve)
 
@@ -198,17 +248,30 @@ def _gib(n: int) -> str:
 
 def _label(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from ensemw2s import api
-    from ensemw2s.data.sources import load_unlabeled
-    from ensemw2s.data.writing import check_output, write_table
     from ensemw2s.progress import make_progress
 
-    output = check_output(Path(arguments.output))
-    samples = load_unlabeled(Path(arguments.input))
     with make_progress() as progress:
         ensemble = api.load_ensemble(arguments.run, progress)
-        table = ensemble.label(samples)
-    write_table(table, output)
-    print(f"{table.num_rows} labels by {len(ensemble.members)} members: {output}")
+        n = ensemble.label_file(arguments.input, arguments.output)
+    print(f"{n} labels by {len(ensemble.members)} members: {arguments.output}")
+    return 0
+
+
+def _rate(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import numpy as np
+
+    from ensemw2s import api
+    from ensemw2s.progress import make_progress
+
+    names = ("method", "input", "folds", "repeats", "run", "responses", "irt")
+    options = {name: getattr(arguments, name) for name in names}
+    with make_progress() as progress:
+        rated = api.rate(arguments.config, *overrides, output=arguments.output, progress=progress, **options)
+    low, middle, high = np.quantile(rated.difficulty, [0.0, 0.5, 1.0])
+    print(
+        f"{len(rated.difficulty)} samples rated by {arguments.method}, difficulty {low:.3f} to {high:.3f}, median {middle:.3f}: "
+        f"{rated.path}"
+    )
     return 0
 
 
@@ -232,6 +295,18 @@ def _generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     widths = [max(len(r[c]) for r in rows) for c in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from ensemw2s import api
+    from ensemw2s.progress import make_progress
+
+    with make_progress() as progress:
+        folder = api.export(
+            arguments.run, arguments.output, dtype=arguments.dtype, link=arguments.link, progress=progress
+        )
+    print(f"{folder}: call ensemw2s.hf.register(), then AutoModelForCausalLM.from_pretrained loads it")
     return 0
 
 

@@ -19,9 +19,7 @@ from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import absolute_paths, load_config
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ensemw2s.data.samples import Sample
+    from ensemw2s.data.streaming import SampleFile
 
 EPILOG = "Any configuration field: key=value or --key value, for example boosting.rounds=4 or --seed 1."
 JOB_COPY = "working_dir_files"
@@ -170,12 +168,16 @@ def open_run(run_dir: str, overrides: Sequence[str]) -> tuple[ExperimentConfig, 
 
 
 def label_samples(
-    config: ExperimentConfig, run_dir: Path, samples: list[Sample], arguments: argparse.Namespace
-) -> tuple[pa.Table, int]:
-    """Labels of new samples by the chosen members of a run, on the cluster or in this process.
+    config: ExperimentConfig,
+    run_dir: Path,
+    samples: SampleFile,
+    output: Path,
+    arguments: argparse.Namespace,
+) -> int:
+    """Write labels of new samples by the chosen members of a run, on the cluster or in this process.
 
     Returns:
-        the labels, a row a sample (see :mod:`ensemw2s.engine.labeling`), and how many members voted.
+        How many members voted.
 
     Raises:
         ArtifactError: a file of the ensemble is damaged.
@@ -184,7 +186,8 @@ def label_samples(
     with make_progress() as progress, gpus_there(config, arguments, progress):
         if config.runtime.executor == "local":
             ensemble = api.load_ensemble(run_dir, progress)
-            return ensemble.label(samples), len(ensemble.members)
+            ensemble.label_samples(samples, output)
+            return len(ensemble.members)
         from ensemw2s.cluster.labeling import supervisors
         from ensemw2s.cluster.runner import ray_session
         from ensemw2s.engine.context import RunContext
@@ -193,4 +196,5 @@ def label_samples(
         ctx = RunContext(absolute_paths(config), RunStore(run_dir), progress)
         chosen = selected_ensemble(ctx)
         with ray_session(config), supervisors(ctx, len(chosen.refs)) as pool:
-            return api.LoadedEnsemble(ctx, chosen, pool).label(samples), len(chosen.refs)
+            api.LoadedEnsemble(ctx, chosen, pool).label_samples(samples, output)
+            return len(chosen.refs)

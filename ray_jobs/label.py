@@ -22,21 +22,20 @@ from ensemw2s.jobs import (
 
 
 def label(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Writes the labels whole or not at all."""
-    from ensemw2s.data.sources import load_unlabeled
-    from ensemw2s.data.writing import check_output, write_table
+    """Writes the labels whole or not at all; an interrupted job goes on."""
+    from ensemw2s.data.streaming import SampleFile
+    from ensemw2s.data.writing import check_output
 
     check_kept("--output", arguments.output)
     output = check_output(Path(arguments.output))
-    samples = load_unlabeled(Path(arguments.input))
+    samples = SampleFile(Path(arguments.input))
     if arguments.run is not None:
         config, folder = open_run(arguments.run, overrides)
     else:
         config = load(arguments.config, overrides)
         folder = boosted_run(config).folder
-    table, members = label_samples(config, folder, samples, arguments)
-    write_table(table, output)
-    print(f"{table.num_rows} labels by {members} members: {output}")
+    members = label_samples(config, folder, samples, output, arguments)
+    print(f"{samples.n} labels by {members} members: {output}")
     return 0
 
 

@@ -23,9 +23,12 @@ LAYERS = (
     ("training",),
     ("runs",),
     ("engine",),
+    ("hf",),
     ("cluster",),
     ("serving",),
     ("doctor", "progress"),
+    ("opening",),
+    ("rating",),
     ("api",),
     ("comparisons", "sweeps"),
     ("console",),
@@ -145,7 +148,8 @@ def test_deepspeed_is_imported_inside_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["ensemw2s", "ensemw2s.cli", "ensemw2s.api", "ensemw2s.settings", "ensemw2s.doctor"]
+    "module",
+    ["ensemw2s", "ensemw2s.cli", "ensemw2s.api", "ensemw2s.settings", "ensemw2s.doctor", "ensemw2s.hf"],
 )
 def test_importing_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & sys.modules.keys()))"

@@ -26,11 +26,13 @@ SHARED = (
     ("weak_zero_shot", "Weak model as it is"),
     ("weak_single", "Single weak model"),
     ("student_single", "Student of the single model"),
+    ("student_noise", "Student of random noise"),
     ("strong_zero_shot", "Strong model as it is"),
+    ("strong_few_shot", "Strong model, few-shot"),
     ("strong_on_easy", "Strong model, easy labels"),
     ("ceiling", "Ceiling (true hard labels)"),
 )
-"""systems that do not depend on the variant, from the first variant's runs"""
+"""systems beside the variants, from the first variant's runs; some only where evaluation.baselines asks for them"""
 WEAK_STAGES = ("prior-", "member-", "votes-member-", "answers-member-")
 
 Scores = dict[str, np.ndarray]
@@ -155,7 +157,7 @@ def build_table(
                 float(np.mean([_weak_flops(r) for r in runs])),
             )
         )
-    shared = {label: accuracy(base[key]) for key, label in SHARED}
+    shared = {label: accuracy(base[key]) for key, label in SHARED if key in base}
     return SplitTable(split, shared, rows)
 
 
