@@ -34,6 +34,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("ensemble", "student"),
         help="serve this one only (may be repeated); default: all that the run has",
     )
+    made.add_argument(
+        "--update",
+        action="store_true",
+        help="put this run in the place of the one that the cluster serves, without losing a request, and return",
+    )
     made.set_defaults(executor="ray")
     return made
 

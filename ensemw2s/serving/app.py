@@ -16,6 +16,7 @@ from ensemw2s import __version__
 from ensemw2s.serving.admission import Admission
 from ensemw2s.serving.errors import ApiError, from_validation
 from ensemw2s.serving.guard import Guard
+from ensemw2s.serving.inspector.routes import add_inspector
 from ensemw2s.serving.keys import ApiKeys
 from ensemw2s.serving.metrics import CONTENT_TYPE, Metrics
 from ensemw2s.serving.prompts import check_model
@@ -103,6 +104,7 @@ def build_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         """Choose the answers to questions, with confidence and the members' votes."""
         return await service.label(body, request)
 
+    add_inspector(app, backend, settings, service)
     routes = frozenset(getattr(route, "path", "") for route in app.routes)
     app.add_middleware(Guard, settings=settings, keys=keys, metrics=metrics, routes=routes)
     return app

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.decoding.messages import DecodeRequest
+from ensemw2s.engine.decoding.messages import Decision, DecodeRequest
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.serving.loop import VoteLoop
 from ensemw2s.serving.members import Members, Part
@@ -67,6 +67,11 @@ class VoteBackend:
         self._loop = VoteLoop(self._voters, settings.member_seconds)
 
     @property
+    def run(self) -> OpenedRun:
+        """The run that is served."""
+        return self._run
+
+    @property
     def models(self) -> Mapping[str, ServedModel]:
         """What is served."""
         return self._models
@@ -92,24 +97,46 @@ class VoteBackend:
         # A text of one token has nothing to score.
         return [f or TextScores(np.zeros(0), [], len(voter.alive)) for f in found]
 
-    async def label(self, model: str, samples: Sequence[Sample]) -> list[LabelResult]:
+    async def judge(
+        self,
+        model: str,
+        prompt: np.ndarray,
+        tokens: Sequence[int],
+        *,
+        forced: int,
+        top: int,
+        weights: tuple[float, ...] | None,
+    ) -> list[Decision]:
+        """The votes at the places of given tokens, between two decode steps."""
+        voter = self._voters[model]
+        work = partial(voter.judge, prompt, tokens, forced=forced, top=top, weights=weights)
+        return await self._retried(voter, work)
+
+    async def label(
+        self, model: str, samples: Sequence[Sample], weights: tuple[float, ...] | None = None
+    ) -> list[LabelResult]:
         """Choose, or generate with the run's own stop strings and length."""
         voter = self._voters[model]
         results: dict[int, LabelResult] = {}
         choosing = [i for i, s in enumerate(samples) if s.choices is not None]
         for group in label_batches([samples[i] for i in choosing]):
             rows = [choosing[place] for place in group]
-            chosen = await self._retried(voter, partial(voter.choose, [samples[i] for i in rows]))
+            chosen = await self._retried(voter, partial(voter.choose, [samples[i] for i in rows], weights))
             results.update(zip(rows, chosen, strict=True))
         free = [i for i in range(len(samples)) if i not in results]
         if free:
             prompts = await self._retried(voter, partial(voter.prompts, [samples[i] for i in free]))
-            results.update(zip(free, await self._generate(voter, prompts), strict=True))
+            results.update(zip(free, await self._generate(voter, prompts, weights), strict=True))
         return [results[i] for i in range(len(samples))]
 
-    async def _generate(self, voter: Voter, prompts: list[np.ndarray]) -> list[LabelResult]:
+    async def _generate(
+        self, voter: Voter, prompts: list[np.ndarray], weights: tuple[float, ...] | None
+    ) -> list[LabelResult]:
         vote = self._run.ctx.config.vote
-        requests = [DecodeRequest(p, vote.max_new_tokens, vote.stop, stop_after_text=True) for p in prompts]
+        requests = [
+            DecodeRequest(p, vote.max_new_tokens, vote.stop, weights=weights, stop_after_text=True)
+            for p in prompts
+        ]
         answers = await collect_rows(self, voter.model.name, requests, lambda: None)
         return [
             LabelResult(

@@ -20,7 +20,7 @@ def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Serve a run until interrupted; returns the exit code.
 
     Args:
-        arguments: run, host, port, api_keys, executor, models.
+        arguments: run, host, port, api_keys, executor, models, update.
         overrides: further settings, ``key=value``.
     """
     given = {name: getattr(arguments, name) for name in ("host", "port", "api_keys")}
@@ -33,6 +33,9 @@ def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         # Processes of Ray have another working folder. Links stay: a mounted secret is changed by moving one.
         settings = settings.model_copy(update={"api_keys": settings.api_keys.absolute()})
     models = tuple(arguments.models) if arguments.models else None
+    if arguments.executor == "local" and (arguments.update or settings.most_copies > 1):
+        what = "--update" if arguments.update else "more than one copy"
+        raise UserError(f"{what} is for Ray Serve: leave out --executor local")
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -40,9 +43,9 @@ def serve(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.executor == "local":
         serve_local(arguments.run, models, settings)
     else:
-        from ensemw2s.serving.ray_server import serve_on_ray
+        from ensemw2s.serving.ray_server import serve_on_ray, update_on_ray
 
-        serve_on_ray(arguments.run, models, settings)
+        (update_on_ray if arguments.update else serve_on_ray)(arguments.run, models, settings)
     return 0
 
 
@@ -67,7 +70,9 @@ def settings_from(values: dict[str, Any], overrides: Sequence[str] = ()) -> Serv
         lines = []
         for problem in error.errors():
             field = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
+            if not field:
+                lines.append(str(problem["msg"]).removeprefix("Value error, "))
+            elif problem["type"] == "extra_forbidden":
                 lines.append(f"{field} is no setting of a server: there are {names}")
             else:
                 lines.append(f"{field}: {problem['msg']}, got {problem['input']!r}")

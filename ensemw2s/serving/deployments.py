@@ -1,9 +1,12 @@
-"""The application on Ray Serve: a deployment for every member, and one that votes and speaks HTTP.
+"""The applications on Ray Serve: a deployment for every member, and one that votes and speaks HTTP.
 
 `build` is what a Serve configuration file imports (configs/serve.yaml):
 
     import_path: ensemw2s.serving.deployments:build
     args: {run: runs/demo, settings: {api_keys: keys.txt}}
+
+Serve stops all deployments of an application at once. Where the members are an application of their own (`build_members`),
+the vote can be replaced while they go on, and ends before they do.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from typing import Any, Literal
 from pydantic import Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
 from ensemw2s.cluster.placement import check_fits, threads_per_process
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, Section
 from ensemw2s.engine.tasks import ModelRef
+from ensemw2s.serving.lanes import Desks
 from ensemw2s.serving.opening import OpenedRun, open_run
 from ensemw2s.serving.settings import ServeSettings
 
@@ -30,10 +33,14 @@ CALL_SECONDS = 600.0
 """a call to a member that takes longer counts as its death"""
 SLACK = 256
 """requests beyond queue and concurrency that reach the application, to be told 429"""
+CALLS = 256
+"""calls that a member takes at a time; they are worked on one by one"""
+BUSY = 0.75
+"""the share of its places that a replica of the vote has taken when another copy is wanted"""
 
 
 class Arguments(Section):
-    """Arguments of :func:`build`."""
+    """Arguments of :func:`build` and :func:`build_members`."""
 
     run: Path = Field(description="run directory, on storage that all nodes share")
     models: tuple[Literal["ensemble", "student"], ...] | None = Field(
@@ -45,30 +52,47 @@ class Arguments(Section):
         "auto",
         description="GPUs of each; auto: 1, less where there are fewer GPUs than members, 0 without any",
     )
+    members: str | None = Field(
+        None, description="application that holds the members (build_members); default: this one"
+    )
 
 
 class Member:
-    """One member: its weights, its rows, and nothing else."""
+    """One member: its weights, the rows of those who vote, and nothing else.
 
-    def __init__(self, config: ExperimentConfig, run_dir: Path, ref: ModelRef, threads: int) -> None:
-        from ensemw2s.serving.member import ServedSupervisor, public_methods
+    Args:
+        config: of the run, with absolute paths.
+        run_dir: the run directory.
+        ref: its weights.
+        threads: torch threads.
+        others: members of the same application; the first one stands for all of them, and does nothing with them.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, run_dir: Path, ref: ModelRef, threads: int, *others: Any
+    ) -> None:
+        from ensemw2s.serving.member import ServedSupervisor, beside, public_methods
         from ensemw2s.serving.members import quiet
 
-        self._supervisor = ServedSupervisor(config, run_dir, threads=threads, report=quiet)
+        supervisor = ServedSupervisor(config, run_dir, threads=threads, report=quiet)
         self._methods = public_methods()
         # Serve calls the replica ready when the weights are there.
-        self._supervisor.decode_facts(ref)
+        supervisor.decode_facts(ref)
+        self._desks = Desks(lambda: beside(supervisor))
         # One thread: in order, and off the event loop, which answers health checks.
         self._thread = ThreadPoolExecutor(max_workers=1)
 
-    async def call(self, method: str, args: tuple[Any, ...]) -> Any:
-        """Run one method of the supervisor."""
+    async def call(self, method: str, args: tuple[Any, ...], *, caller: str, rank: int) -> Any:
+        """Run one method of the supervisor for a replica of the vote; `rank` has chosen this replica."""
         if method not in self._methods:
             raise ValueError(f"{method!r} is not what a member is asked")
-        work = getattr(self._supervisor, method)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    async def ping(self) -> int:
+        def work() -> Any:
+            return getattr(self._desks.of(caller), method)(*args)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def ping(self, *, rank: int = 0) -> int:
         """The process, as a sign of life."""
         import os
 
@@ -76,21 +100,38 @@ class Member:
 
 
 class Vote:
-    """The vote and the HTTP interface."""
+    """The vote and the HTTP interface.
+
+    Args:
+        run_dir: the run directory.
+        models: served names.
+        settings: limits.
+        where: application and deployments of the members.
+        members: them, where they belong to this application.
+    """
 
     async def __init__(  # type: ignore[misc]
-        self, run_dir: Path, models: tuple[str, ...], settings: ServeSettings, *handles: DeploymentHandle
+        self,
+        run_dir: Path,
+        models: tuple[str, ...],
+        settings: ServeSettings,
+        where: tuple[str, tuple[str, ...]] | None,
+        *members: Any,
     ) -> None:
         from ensemw2s.serving.backend import VoteBackend
         from ensemw2s.serving.ray_members import ServeMembers
 
         log_requests()
         self._settings = settings
+        caller = serve.get_replica_context().replica_id.unique_id
 
         def load() -> VoteBackend:
-            members = ServeMembers(handles, CALL_SECONDS)
-            members.wait_ready()
-            return VoteBackend(open_run(run_dir, models), members, settings)
+            handles = members
+            if where is not None:
+                handles = tuple(serve.get_deployment_handle(name, where[0]) for name in where[1])
+            found = ServeMembers(handles, CALL_SECONDS, caller=caller, rank=_own_rank)
+            found.wait_ready()
+            return VoteBackend(open_run(run_dir, models), found, settings)
 
         # Waits for the members, which must not hold up this replica's own event loop.
         self._backend = await asyncio.to_thread(load)
@@ -98,16 +139,12 @@ class Vote:
     def __serve_build_asgi_app__(self) -> Any:
         from ensemw2s.serving.app import build_app
 
-        self._app = build_app(self._backend, self._settings)
-        return self._app
+        return build_app(self._backend, self._settings)
 
-    async def drain(self) -> bool:
-        """Take nothing new and wait for what is under way; whether it ended in time.
 
-        Deleting an application stops all of its deployments at once, the members first: this comes before it.
-        """
-        drained: bool = await self._app.state.admission.drain(self._settings.drain_seconds)
-        return drained
+def _own_rank() -> int:
+    rank: int = serve.get_replica_context().rank.rank
+    return rank
 
 
 def log_requests() -> None:
@@ -122,49 +159,101 @@ def log_requests() -> None:
 
 
 def build(arguments: Arguments) -> Application:
-    """The Serve application of a run; runs on a connected cluster.
+    """The application that answers; runs on a connected cluster.
 
     Raises:
         UserError: the run or the settings cannot be served, or the members do not fit the cluster.
     """
-    import ray
-
     settings = arguments.settings
-    settings.check_exposure()
-    run = open_run(arguments.run, arguments.models)
-    run.check_quorum(settings.quorum)
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    gpus = _gpus_per_member(arguments, run, nodes)
-    resources = {"CPU": arguments.cpus_per_member, **({"GPU": gpus} if gpus else {})}
-    count = len(run.refs)
-    check_fits("the members", [resources] * count, nodes, "gpus_per_member or cpus_per_member")
-    cores = int(min(n.get("CPU", 1.0) for n in nodes if n.get("CPU")))
-    threads = threads_per_process(run.ctx.config.runtime, count, cores)
-    member = serve.deployment(
-        max_ongoing_requests=8,
-        ray_actor_options={"num_cpus": arguments.cpus_per_member, "num_gpus": gpus},
-        graceful_shutdown_timeout_s=settings.drain_seconds + 10,
-        health_check_period_s=2,
-        max_constructor_retry_count=3,
-    )(Member)
-    handles = []
-    for name, ensemble in run.ensembles.items():
-        for place, ref in enumerate(ensemble.refs):
-            label = name if len(ensemble.refs) == 1 else f"{name}-{place + 1}"
-            bound = member.options(name=f"member-{label}")
-            handles.append(bound.bind(run.ctx.config, run.ctx.run_dir, ref, threads))
+    run = _open(arguments)
+    if arguments.members is None:
+        where, members = None, _members(arguments, run)
+    else:
+        where, members = (arguments.members, tuple(_names(run))), []
     vote = serve.deployment(
         name="vote",
         max_ongoing_requests=settings.max_concurrent + settings.max_queue + SLACK,
         ray_actor_options={"num_cpus": arguments.cpus_per_member},
         graceful_shutdown_timeout_s=settings.drain_seconds,
-        health_check_period_s=2,
-        max_constructor_retry_count=3,
+        graceful_shutdown_wait_loop_s=0.5,
+        # An update starts the new vote, and stops the old one when the new one answers.
+        max_surge_percent=100,
+        **_copies(settings, BUSY * settings.max_concurrent),
+        **_CARE,
     )(serve.ingress()(Vote))
-    return vote.bind(run.ctx.run_dir, tuple(run.ensembles), settings, *handles)
+    return vote.bind(run.ctx.run_dir, tuple(run.ensembles), settings, where, *members)
 
 
-def _gpus_per_member(arguments: Arguments, run: OpenedRun, nodes: list[dict[str, float]]) -> float:
+def build_members(arguments: Arguments) -> Application:
+    """The members alone, for a vote in another application; asked by nobody else.
+
+    Raises:
+        UserError: as :func:`build`.
+    """
+    return _members(arguments, _open(arguments), together=True)[0]
+
+
+def _open(arguments: Arguments) -> OpenedRun:
+    arguments.settings.check_exposure()
+    run = open_run(arguments.run, arguments.models)
+    run.check_quorum(arguments.settings.quorum)
+    return run
+
+
+def _names(run: OpenedRun) -> list[str]:
+    """Deployments of the members, slot by slot."""
+    return [
+        f"member-{name}" if len(ensemble.refs) == 1 else f"member-{name}-{place + 1}"
+        for name, ensemble in run.ensembles.items()
+        for place in range(len(ensemble.refs))
+    ]
+
+
+def _members(arguments: Arguments, run: OpenedRun, together: bool = False) -> list[Application]:
+    """Members to be bound; `together`: the first one knows the others, so that it stands for an application."""
+    import ray
+
+    settings = arguments.settings
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    count = len(run.refs) * settings.min_copies
+    gpus = _gpus_per_member(arguments, run, count, nodes)
+    resources = {"CPU": arguments.cpus_per_member, **({"GPU": gpus} if gpus else {})}
+    check_fits("the members", [resources] * count, nodes, "gpus_per_member or cpus_per_member")
+    cores = int(min(n.get("CPU", 1.0) for n in nodes if n.get("CPU")))
+    threads = threads_per_process(run.ctx.config.runtime, count, cores)
+    member = serve.deployment(
+        max_ongoing_requests=CALLS,
+        ray_actor_options={"num_cpus": arguments.cpus_per_member, "num_gpus": gpus},
+        graceful_shutdown_timeout_s=settings.drain_seconds + 10,
+        graceful_shutdown_wait_loop_s=0.5,
+        request_router_config={"request_router_class": "ensemw2s.serving.lanes.LaneRouter"},
+        # Each busy replica of the vote has one call under way.
+        **_copies(settings, 1.0),
+        **_CARE,
+    )(Member)
+    bound: list[Application] = []
+    for name, ref in reversed(list(zip(_names(run), run.refs, strict=True))):
+        others = reversed(bound) if together and len(bound) == len(run.refs) - 1 else ()
+        own = member.options(name=name)
+        bound.append(own.bind(run.ctx.config, run.ctx.run_dir, ref, threads, *others))
+    return bound[::-1]
+
+
+_CARE = {"health_check_period_s": 2, "max_constructor_retry_count": 3}
+
+
+def _copies(settings: ServeSettings, busy: float) -> dict[str, Any]:
+    """How many replicas; above `busy` requests on each of them there is another one."""
+    least, most = settings.min_copies, settings.most_copies
+    if least == most:
+        return {"num_replicas": least}
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy}
+    return {"autoscaling_config": scaling}
+
+
+def _gpus_per_member(
+    arguments: Arguments, run: OpenedRun, count: int, nodes: list[dict[str, float]]
+) -> float:
     if arguments.gpus_per_member != "auto":
         return arguments.gpus_per_member
     runtime = run.ctx.config.runtime
@@ -174,5 +263,5 @@ def _gpus_per_member(arguments: Arguments, run: OpenedRun, nodes: list[dict[str,
     if runtime.gpus_per_supervisor != "auto":
         return runtime.gpus_per_supervisor
     # Members share GPUs where there are fewer: as many on each as come to an even spread.
-    each = -(-len(run.refs) // int(total))
+    each = -(-count // int(total))
     return 1.0 if each == 1 else int(1000 / each) / 1000

@@ -71,14 +71,20 @@ def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     first = problems[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-    path = [p for p in first["loc"] if p != "body"]
+    path = _within(first)
     if not path:
         return ApiError(400, f"the body must be a JSON object: {first['msg']}")
     param = str(path[0])
     if first["type"] == "extra_forbidden" and len(path) == 1:
         return unsupported(param)
     # A union reports every branch; a deeper path of the same parameter is the branch that came closest.
-    same = [p for p in problems if [x for x in p["loc"] if x != "body"][:1] == path[:1]]
+    same = [p for p in problems if _within(p)[:1] == path[:1]]
     texts = list(dict.fromkeys(str(p["msg"]) for p in same))
     where = ".".join(str(p) for p in path if not str(p).startswith(("list[", "constrained", "function-")))
     return invalid(param, f"{where if len(same) == 1 else param}: {' or: '.join(texts[:4])}")
+
+
+def _within(problem: Mapping[str, Any]) -> list[Any]:
+    """Where a problem is, within the body or the query of the address."""
+    path = list(problem["loc"])
+    return path[1:] if path[:1] in (["body"], ["query"]) else path

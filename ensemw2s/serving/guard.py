@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ensemw2s.serving.errors import ApiError
+from ensemw2s.serving.inspector.files import PAGE_PATHS
 from ensemw2s.serving.keys import ApiKeys
 from ensemw2s.serving.metrics import Metrics
 from ensemw2s.serving.settings import ServeSettings, is_loopback
@@ -24,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = frozenset({"/health", *PAGE_PATHS})
 _LOG = logging.getLogger(__name__)
 
 

@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from ensemw2s.engine.decoding.messages import DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.round import NoVoter
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.serving.protocol import Sink, Unavailable
 from ensemw2s.serving.voter import Voter
@@ -141,6 +142,11 @@ class VoteLoop:
     def _step(self, model: str) -> None:
         try:
             outputs = self._voters[model].engine.step()
+        except NoVoter as error:
+            # Whoever names its own voters may have lost all of them; the others have theirs.
+            with self._wake:
+                self._fail(model, Unavailable(f"{error}; try again later"), error.requests)
+            return
         except WorkerFailure as error:
             _LOG.warning("%s: a member failed (%s)", model, type(error.__cause__ or error).__name__)
             with self._wake:
@@ -184,10 +190,10 @@ class VoteLoop:
         for loop, items in ready.items():
             _post(loop, items)
 
-    def _fail(self, model: str, error: Exception) -> None:
-        """End all texts of a model; holds the lock. The engine's next step drops them without asking any member."""
+    def _fail(self, model: str, error: Exception, only: Collection[int] | None = None) -> None:
+        """End all texts of a model (or only some); holds the lock. The engine's next step drops them unasked."""
         self._stalled.pop(model, None)
-        for key in [k for k in self._listeners if k[0] == model]:
+        for key in [k for k in self._listeners if k[0] == model and (only is None or k[1] in only)]:
             listener = self._listeners.pop(key)
             self._voters[model].engine.cancel(key[1])
             _post(listener.loop, [(listener.sink, error)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemw2s.engine.decoding.worker import SessionLost
+from ensemw2s.engine.decoding.worker import DecodeWorker, SessionLost
 from ensemw2s.engine.supervisor import WeakSupervisor
 from ensemw2s.engine.tasks import ModelRef, TopK
 from ensemw2s.errors import ModelError
@@ -87,6 +88,13 @@ class ServedSupervisor(WeakSupervisor):
             return self._readings[ref.key]
         except KeyError:
             raise SessionLost(f"this worker has read no text for {ref.key}: it was restarted") from None
+
+
+def beside(supervisor: ServedSupervisor) -> ServedSupervisor:
+    """The same models for another caller, with rows and readings of its own."""
+    other = copy.copy(supervisor)
+    other._decodes, other._readings = DecodeWorker(), {}
+    return other
 
 
 def public_methods() -> frozenset[str]:

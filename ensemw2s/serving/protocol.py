@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.decoding.messages import DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.messages import Decision, DecodeRequest, StepOutput
 from ensemw2s.errors import EnsemW2SError
+from ensemw2s.serving.opening import OpenedRun
 
 
 class Unavailable(EnsemW2SError):
@@ -45,6 +46,7 @@ class LabelResult:
         tokens: tokens of the question (and choices) that were read.
         voters: the fewest members that voted on any part of it.
         spoken: tokens that were generated, 0 for a question with choices.
+        own: member -> the shares that it alone gives the choices; empty without choices.
     """
 
     choice: int | None
@@ -55,6 +57,7 @@ class LabelResult:
     tokens: int
     voters: int
     spoken: int = 0
+    own: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ class Backend(Protocol):
     """The voting side. All methods are called from the event loop and do not block it."""
 
     @property
+    def run(self) -> OpenedRun:
+        """The run that is served."""
+
+    @property
     def models(self) -> Mapping[str, ServedModel]:
         """What is served, by name."""
 
@@ -115,8 +122,25 @@ class Backend(Protocol):
     async def score(self, model: str, texts: Sequence[np.ndarray], top: int) -> list[TextScores]:
         """Voted scores of every token of given texts, each (n,) int32 with n >= 2."""
 
-    async def label(self, model: str, samples: Sequence[Sample]) -> list[LabelResult]:
-        """Choose (or generate) the answers to questions.
+    async def judge(
+        self,
+        model: str,
+        prompt: np.ndarray,
+        tokens: Sequence[int],
+        *,
+        forced: int,
+        top: int,
+        weights: tuple[float, ...] | None,
+    ) -> list[Decision]:
+        """The votes at the places of given tokens behind a prompt, each after the given ones before it.
+
+        Of the first `forced` tokens the record is of the token itself, of the others of what was voted there.
+        """
+
+    async def label(
+        self, model: str, samples: Sequence[Sample], weights: tuple[float, ...] | None = None
+    ) -> list[LabelResult]:
+        """Choose (or generate) the answers to questions; `weights` are the members', in place of the run's.
 
         Raises:
             DataError: a question cannot be encoded.

@@ -33,10 +33,20 @@ class ServeMembers:
     Args:
         handles: one deployment a slot.
         call_seconds: a call that takes longer counts as a death.
+        caller: whose rows the members hold; a name of its own for each replica of the vote.
+        rank: of this replica of the vote, which chooses the replica of a member.
     """
 
-    def __init__(self, handles: Sequence[DeploymentHandle], call_seconds: float) -> None:
+    def __init__(
+        self,
+        handles: Sequence[DeploymentHandle],
+        call_seconds: float,
+        *,
+        caller: str = "vote",
+        rank: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.size = len(handles)
+        self._caller, self._rank = caller, rank
         self._handles, self._seconds = list(handles), call_seconds
         self._alive = [True] * self.size
         self._last: list[ServePending | None] = [None] * self.size
@@ -45,7 +55,7 @@ class ServeMembers:
 
     def wait_ready(self) -> None:
         """Return when every member has loaded its weights; Serve says what keeps one from it."""
-        for response in [handle.ping.remote() for handle in self._handles]:
+        for response in [handle.ping.remote(rank=self._rank()) for handle in self._handles]:
             response.result()
 
     def submit(self, slot: int, method: str, *args: Any) -> Pending:
@@ -56,7 +66,7 @@ class ServeMembers:
         if not self._alive[slot]:
             raise WorkerFailure(f"member {slot} is being replaced")
         try:
-            response = self._handles[slot].call.remote(method, args)
+            response = self._handles[slot].call.remote(method, args, caller=self._caller, rank=self._rank())
         except _LOST as error:
             self.lost(slot)
             raise WorkerFailure(f"member {slot} cannot be called ({type(error).__name__})") from error
@@ -81,7 +91,7 @@ class ServeMembers:
         """Whether a replica answers now, beside whatever it works on."""
         response: DeploymentResponse | None = None
         try:
-            response = self._handles[slot].ping.remote()
+            response = self._handles[slot].ping.remote(rank=self._rank())
             response.result(timeout_s=PROBE_SECONDS)
         except _LOST:
             if response is not None:

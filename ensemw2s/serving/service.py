@@ -25,7 +25,7 @@ from ensemw2s.serving.rows import Answer, ClientGone, collect_rows, decode_rows,
 from ensemw2s.serving.schemas import ChatRequest, CompletionRequest, LabelRequest
 from ensemw2s.serving.settings import ServeSettings
 from ensemw2s.serving.stream import DONE, EventStream, event
-from ensemw2s.serving.stream_chunks import Batch, Kind, StreamWriter
+from ensemw2s.serving.stream_chunks import Batch, EventWriter, Kind, StreamWriter
 
 T = TypeVar("T")
 SLOW_READER_SECONDS = 10.0
@@ -51,7 +51,7 @@ class Service:
         """``/v1/completions``."""
         plan = await asyncio.to_thread(plan_completion, body, self._backend.models, self._settings)
         if body.stream:
-            return await self._stream("completion", plan, body, request)
+            return await self._streamed("completion", plan, body, request)
 
         async def work() -> Response:
             scores = None
@@ -60,7 +60,7 @@ class Service:
             answers = await self._collect(plan)
             return self._completion_answer(plan, body, scores, answers)
 
-        return await self._guarded(request, work)
+        return await self.guarded(request, work)
 
     def _completion_answer(
         self, plan: Plan, body: CompletionRequest, scores: Sequence[Any] | None, answers: list[Answer]
@@ -90,7 +90,7 @@ class Service:
         """``/v1/chat/completions``."""
         plan = await asyncio.to_thread(plan_chat, body, self._backend.models, self._settings)
         if body.stream:
-            return await self._stream("chat", plan, body, request)
+            return await self._streamed("chat", plan, body, request)
 
         async def work() -> Response:
             answers = await self._collect(plan)
@@ -108,7 +108,7 @@ class Service:
             voted = [a.voters for a in answers if a.voters is not None]
             return self._answer("chat.completion", "chatcmpl", plan, choices, answers, voted)
 
-        return await self._guarded(request, work)
+        return await self.guarded(request, work)
 
     async def label(self, body: LabelRequest, request: Request) -> Response:
         """``/v1/label``."""
@@ -133,7 +133,7 @@ class Service:
             }
             return JSONResponse(content, headers=wire.voted_header(voted))
 
-        return await self._guarded(request, work)
+        return await self.guarded(request, work)
 
     # -- shared ----------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Service:
             prompts = [plan.model.tokenizer.decode(p.tolist()) for p in plan.prompts]
             _LOG.info("prompts %r answers %r", prompts, texts)
 
-    async def _guarded(self, request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    async def guarded(self, request: Request, work: Callable[[], Awaitable[T]]) -> T:
         """Do work in a place of its own, within the time, and not for a client that is gone."""
         ticket: Ticket | None = None
 
@@ -219,12 +219,29 @@ class Service:
 
     # -- streams ---------------------------------------------------------------------------------------------
 
-    async def _stream(
+    async def _streamed(
         self, kind: Kind, plan: Plan, body: CompletionRequest | ChatRequest, request: Request
     ) -> Response:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        batches = decode_rows(self._backend, plan.model.name, plan.rows)
+        return await self.stream(plan, batches, StreamWriter(kind, plan, include_usage), request)
+
+    async def stream(
+        self, plan: Plan, batches: AsyncGenerator[Batch], writer: EventWriter, request: Request
+    ) -> Response:
+        """Answer with events as steps come, in a place of its own and within the time.
+
+        Args:
+            plan: what was asked for.
+            batches: the steps; begun when there is a place, and closed at the end.
+            writer: turns them into events.
+            request: whose client is watched.
+
+        Raises:
+            ApiError: what failed before the first step.
+        """
         deadline = asyncio.get_running_loop().time() + self._settings.request_seconds
         ticket: Ticket | None = None
-        batches = decode_rows(self._backend, plan.model.name, plan.rows)
 
         async def begin() -> Batch:
             nonlocal ticket
@@ -252,8 +269,6 @@ class Service:
                 finally:
                     if ticket is not None:
                         ticket.release()
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        writer = StreamWriter(kind, plan, include_usage)
 
         def closed(gone: bool) -> None:
             if ticket is not None:
@@ -270,7 +285,7 @@ class Service:
 
     async def _chunks(
         self,
-        writer: StreamWriter,
+        writer: EventWriter,
         first: Batch,
         batches: AsyncGenerator[Batch],
         deadline: float,

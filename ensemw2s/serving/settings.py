@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ensemw2s.config.base import PositiveFloat, PositiveInt, Section
 from ensemw2s.errors import ConfigError
@@ -58,6 +58,21 @@ class ServeSettings(Section):
         description="tokenizer: its own template; plain: the run's prompt; auto: its own where it has one",
     )
     log_text: bool = Field(False, description="write prompts and answers to the log")
+    min_copies: PositiveInt = Field(1, description="copies of all models on Ray Serve, at least")
+    max_copies: PositiveInt | None = Field(
+        None, description="at most: Ray Serve adds and removes copies with the load; default: min_copies"
+    )
+
+    @model_validator(mode="after")
+    def _copies_in_order(self) -> Self:
+        if self.most_copies < self.min_copies:
+            raise ValueError(f"max_copies {self.max_copies} is less than min_copies {self.min_copies}")
+        return self
+
+    @property
+    def most_copies(self) -> int:
+        """Copies at most."""
+        return self.min_copies if self.max_copies is None else self.max_copies
 
     @property
     def on_loopback(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ensemw2s.engine.decoding.messages import StepOutput
 from ensemw2s.serving import wire
@@ -15,8 +15,32 @@ Kind = Literal["completion", "chat"]
 Batch = Sequence[tuple[int, StepOutput]]
 
 
+class EventWriter(Protocol):
+    """Turns the steps of a request into events."""
+
+    @property
+    def spoken(self) -> int:
+        """Tokens voted so far."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Answers so far."""
+
+    def voted(self, batch: Batch) -> list[int]:
+        """How many members voted on each token of a batch."""
+
+    def opening(self) -> bytes:
+        """What comes before the first token."""
+
+    def batch(self, batch: Batch) -> bytes:
+        """Events for steps that came together."""
+
+    def ending(self) -> bytes:
+        """What comes after the last token."""
+
+
 class StreamWriter:
-    """Turns steps into events.
+    """Turns steps into the events of OpenAI's interface.
 
     Args:
         kind: whose shape.

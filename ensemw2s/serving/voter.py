@@ -13,8 +13,10 @@ from ensemw2s.data.samples import Sample
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.decoding.engine import VotingEngine
+from ensemw2s.engine.decoding.messages import Decision
 from ensemw2s.engine.decoding.vote import Goal, StepVote
 from ensemw2s.engine.encoded import EncodedSplits
+from ensemw2s.engine.tasks import TopK
 from ensemw2s.engine.votes import answer_choices, vote
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.models.scoring import MAX_HEAD_VALUES
@@ -125,27 +127,10 @@ class Voter:
         Raises:
             WorkerFailure: a member failed.
         """
-        asked, refs, alphas = self._voting()
-        k = min(max(self._ctx.config.vote.top_k, top), self._vocab_size)
+        asked, alphas = self._voting()
         targets = np.concatenate([t[1:] for t in texts])
-        try:
-            vote = StepVote(
-                self._ask_all(asked, "text_begin", list(texts), k),
-                alphas,
-                self._vocab_size,
-                [Goal(SamplingParams(), top=top, drawn=int(t)) for t in targets],
-                lambda method, rows, *args: self._ask_all(
-                    asked, method.replace("decode_", "text_"), rows, *args
-                ),
-                places=asked,
-                n_members=len(self._ensemble.refs),
-            )
-            decisions = vote.decide()
-        finally:
-            # A member that has failed holds nothing.
-            for place in asked:
-                with contextlib.suppress(WorkerFailure):
-                    self._pool.submit(place, "text_end", refs[place]).result()
+        goals = [Goal(SamplingParams(), top=top, drawn=int(t)) for t in targets]
+        decisions = self._vote_on(texts, 0, goals, asked, alphas)
         result, begin = [], 0
         for text in texts:
             own = decisions[begin : begin + len(text) - 1]
@@ -155,50 +140,112 @@ class Voter:
             result.append(TextScores(logs, tops, len(asked)))
         return result
 
+    def judge(
+        self,
+        prompt: np.ndarray,
+        tokens: Sequence[int],
+        *,
+        forced: int,
+        top: int,
+        weights: tuple[float, ...] | None,
+    ) -> list[Decision]:
+        """The votes at the places of given tokens; see :meth:`ensemw2s.serving.protocol.Backend.judge`.
+
+        Raises:
+            WorkerFailure: a member failed, or none that votes is alive.
+        """
+        asked, alphas = self._voting(weights)
+        goals = [
+            Goal(SamplingParams(), top=top, drawn=int(token) if place < forced else None)
+            for place, token in enumerate(tokens)
+        ]
+        text = np.concatenate([prompt, np.asarray(tokens)]).astype(np.int32)
+        return self._vote_on([text], len(prompt) - 1, goals, asked, alphas)
+
+    def _vote_on(
+        self,
+        texts: Sequence[np.ndarray],
+        first: int,
+        goals: Sequence[Goal],
+        asked: list[int],
+        alphas: np.ndarray,
+    ) -> list[Decision]:
+        """One decision a position of the texts, text by text, from the `first` one on (that of a text's second token is 0)."""
+        refs = self._ensemble.refs
+        k = min(max(self._ctx.config.vote.top_k, *(g.top for g in goals)), self._vocab_size)
+
+        def ask(method: str, rows: Sequence[int], *args: Any) -> list[Any]:
+            return self._ask_all(asked, method.replace("decode_", "text_"), np.asarray(rows) + first, *args)
+
+        try:
+            says = self._ask_all(asked, "text_begin", list(texts), k)
+            return StepVote(
+                [TopK(s.ids[first:], s.probs[first:], s.residual[first:]) for s in says],
+                alphas,
+                self._vocab_size,
+                goals,
+                ask,
+                places=asked,
+                n_members=len(refs),
+            ).decide()
+        finally:
+            # A member that has failed holds nothing.
+            for place in asked:
+                with contextlib.suppress(WorkerFailure):
+                    self._pool.submit(place, "text_end", refs[place]).result()
+
     # -- questions -------------------------------------------------------------------------------------------
 
     def prompts(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Questions without choices as prompts; raises DataError."""
         return [e.prompt for e in self._side.encoder.encode(samples)]
 
-    def choose(self, samples: list[Sample]) -> list[LabelResult]:
+    def choose(self, samples: list[Sample], weights: tuple[float, ...] | None = None) -> list[LabelResult]:
         """The choices of questions that have some, as ``ensemw2s label`` makes them.
+
+        Args:
+            weights: (T,) in place of the run's.
 
         Raises:
             DataError: a question cannot be encoded.
-            WorkerFailure: a member failed.
+            WorkerFailure: a member failed, or none that votes is alive.
         """
         data = self._side.encode(samples)
-        asked, _, alphas = self._voting()
+        asked, alphas = self._voting(weights)
         requests = [(e.prompt, e.continuations) for e in data.encoded]
         scores = self._ask_all(asked, "score_texts", requests, "questions")
         logprobs = np.stack([s.logprobs for s in scores])
         systems = [self._ensemble.systems[m] for m in asked]
         voted = vote(self._ctx, systems, alphas, data, logprobs)
-        own = [answer_choices(self._ctx, data, member).index for member in logprobs]
+        own = [answer_choices(self._ctx, data, member) for member in logprobs]
         results = []
         for i, sample in enumerate(samples):
             choice, encoded = int(voted.index[i]), data.encoded[i]
-            shares = voted.soft[data.choice_offsets[i] : data.choice_offsets[i + 1]]
+            places = slice(data.choice_offsets[i], data.choice_offsets[i + 1])
             results.append(
                 LabelResult(
                     choice=choice,
                     text=(sample.choices or ())[choice],
                     confidence=float(voted.confidence[i]),
-                    scores=tuple(float(s) for s in shares),
-                    votes={system: int(own[j][i]) for j, system in enumerate(systems)},
+                    scores=tuple(voted.soft[places].tolist()),
+                    votes={system: int(own[j].index[i]) for j, system in enumerate(systems)},
                     tokens=len(encoded.prompt) + sum(len(c) for c in encoded.continuations),
                     voters=len(asked),
+                    own={s: tuple(own[j].soft[places].tolist()) for j, s in enumerate(systems)},
                 )
             )
         return results
 
-    def _voting(self) -> tuple[list[int], tuple[Any, ...], np.ndarray]:
-        """Places of the members that vote now, all members' weights, and the voters' alphas."""
-        asked = self.alive
-        if len(asked) < self.needed:
-            raise WorkerFailure(f"{len(asked)} of {len(self._ensemble.refs)} members are alive")
-        return asked, self._ensemble.refs, self._ensemble.alphas[asked]
+    def _voting(self, weights: tuple[float, ...] | None = None) -> tuple[list[int], np.ndarray]:
+        """Places of the members that vote now, and their alphas."""
+        alive = self.alive
+        if len(alive) < self.needed:
+            raise WorkerFailure(f"{len(alive)} of {len(self._ensemble.refs)} members are alive")
+        alphas = self._ensemble.alphas if weights is None else np.asarray(weights, dtype=np.float64)
+        asked = [m for m in alive if alphas[m] > 0]
+        if not asked:
+            raise WorkerFailure("no member that votes on this request is alive")
+        return asked, alphas[asked]
 
     def _ask_all(self, asked: Sequence[int], method: str, *args: Any) -> list[Any]:
         pending = [self._pool.submit(m, method, self._ensemble.refs[m], *args) for m in asked]

@@ -10,6 +10,7 @@ import pytest
 from ensemw2s.core.sampling import SamplingParams
 from ensemw2s.engine.decoding.engine import VotingEngine
 from ensemw2s.engine.decoding.messages import DecodeRequest
+from ensemw2s.engine.decoding.round import NoVoter
 from ensemw2s.engine.decoding.worker import ModelPool, SessionLost
 from ensemw2s.errors import WorkerFailure
 from tests.engine.voting_models import ALPHAS, reference, run, tokens_of, voters
@@ -86,3 +87,20 @@ def test_a_member_that_is_gone(models: list[Any]) -> None:
     (last,) = voting.step()  # a member that fails when its rows are freed takes no answer away
     assert last.finish == "length"
     assert not pool.failures["decode_end", 1]
+
+
+def test_a_request_all_of_whose_voters_are_gone_holds_up_nobody(models: list[Any]) -> None:
+    """It is named, and once it is given up the others go on."""
+    prompt = np.array([4, 4], dtype=np.int32)
+    pool = Failing(ModelPool(models), {("decode_step", 0): [WorkerFailure("gone")]})
+    voting = VotingEngine(pool, pool.pool.refs, ALPHAS, top_k=8, quorum=2)
+    other = DecodeRequest(prompt, 6, weights=(0.0, 1.0, 0.0, 1.0))
+    kept, alone = voting.add(other), voting.add(DecodeRequest(prompt, 6, weights=(1.0, 0.0, 0.0, 0.0)))
+    seen = [o for _ in range(2) for o in voting.step()]
+    for _ in range(2):
+        with pytest.raises(NoVoter) as caught:
+            voting.step()
+        assert caught.value.requests == (alone,)
+    voting.cancel(alone)
+    outputs = [o for o in seen if o.request == kept] + run(voting)[kept]
+    assert [o.decision.token for o in outputs] == reference(models, other)[0]

@@ -24,7 +24,7 @@ class Method:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
 
-    def remote(self, *args: Any) -> Response:
+    def remote(self, *args: Any, **keywords: Any) -> Response:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, tuple):
             raise answer[0]

@@ -42,7 +42,8 @@ def url(ray_cluster: None, served_run: Path) -> Iterator[str]:
 def member_pid(name: str) -> int:
     from ray import serve
 
-    handle = serve.get_deployment_handle(name, app_name="ensemw2s")
+    (application,) = (a for a in serve.status().applications if a.startswith("ensemw2s-members-"))
+    handle = serve.get_deployment_handle(name, app_name=application)
     pid: int = handle.ping.remote().result(timeout_s=SECONDS)
     return pid
 
@@ -125,6 +126,36 @@ def test_a_second_server_is_refused_and_the_first_one_stays(
     with pytest.raises(UserError, match="listens on"):
         ray_server.deploy(served_run, ("ensemble",), ServeSettings(port=free_port()))
     assert httpx2.get(url + "/v1/models", timeout=SECONDS).json()["data"][0]["id"] == "ensemble"
+
+
+def test_a_rolling_update_loses_no_request(url: str, served_run: Path) -> None:
+    """Requests of one kind after another, long ones among them, while the ensemble is replaced by another."""
+    from ensemw2s.serving.ray_server import update
+    from ensemw2s.serving.settings import ServeSettings
+
+    before = member_pid("member-ensemble-1")
+    ended, answers = threading.Event(), []
+
+    def ask(tokens: int) -> None:
+        while not ended.is_set():
+            answers.append(post(url, "/v1/completions", {**BODY, "max_tokens": tokens}))
+
+    asking = [threading.Thread(target=ask, args=(tokens,)) for tokens in (2, 110)]
+    for thread in asking:
+        thread.start()
+    try:
+        update(served_run, ("ensemble",), ServeSettings(port=int(url.rpartition(":")[2]), max_n=2))
+    finally:
+        ended.set()
+        for thread in asking:
+            thread.join(SECONDS)
+    assert {a.status_code for a in answers} == {200}
+    texts = {(a.json()["usage"]["completion_tokens"], a.json()["choices"][0]["text"]) for a in answers}
+    # Whoever decoded it, and on whichever rows: every answer is that of all members.
+    assert len(texts) == 2
+    assert {a.headers["x-ensemw2s-members"] for a in answers} == {"2/2"}
+    assert member_pid("member-ensemble-1") != before
+    assert post(url, "/v1/completions", {**BODY, "n": 3}).status_code == 400
 
 
 def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: str) -> None:

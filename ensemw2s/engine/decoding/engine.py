@@ -93,7 +93,8 @@ class VotingEngine:
         """Queue a request; the id that its outputs carry.
 
         Raises:
-            ValueError: an empty prompt, ids outside of the vocabulary, weights that do not fit.
+            ValueError: an empty prompt, ids outside of the vocabulary, weights that do not fit, given tokens with which the
+                answer has ended.
             ModelError: the prompt leaves no room in the members' context.
         """
         weights = self._alphas if request.weights is None else np.asarray(request.weights, dtype=np.float64)
@@ -105,11 +106,12 @@ class VotingEngine:
         facts = self.facts()
         if prompt.ndim != 1 or len(prompt) == 0 or prompt.dtype.kind not in "iu":
             raise ValueError("a prompt is a vector of at least one integer token id")
-        if prompt.min() < 0 or prompt.max() >= facts.vocab_size:
+        known = np.concatenate([prompt, np.asarray(request.given, dtype=np.int64)])
+        if known.min() < 0 or known.max() >= facts.vocab_size:
             raise ValueError(f"token ids must be in 0..{facts.vocab_size - 1}")
-        if facts.max_positions is not None and len(prompt) > facts.max_positions:
+        if facts.max_positions is not None and len(known) > facts.max_positions:
             raise ModelError(
-                f"a text has {len(prompt)} tokens, the model's context holds {facts.max_positions}: lower "
+                f"a text has {len(known)} tokens, the model's context holds {facts.max_positions}: lower "
                 "data.max_length or vote.max_new_tokens"
             )
         if request.stop and self._decode is None:
@@ -118,8 +120,11 @@ class VotingEngine:
         if self._decode is not None:
             answer = AnswerText(self._decode, request.stop, after_text=request.stop_after_text)
         eos = frozenset(self._eos if request.eos_ids is None else request.eos_ids)
+        unsaid = "" if answer is None else "".join(answer.push(token) for token in request.given)
+        if not eos.isdisjoint(request.given) or (answer is not None and answer.stopped):
+            raise ValueError("the answer has ended with the given tokens: there is nothing to go on with")
         with self._guard:
-            running = Running(self._next_id, request, weights, eos, answer)
+            running = Running(self._next_id, request, weights, eos, answer, list(request.given), unsaid)
             self._next_id += 1
             self._waiting.append(running)
         return running.id
@@ -214,13 +219,13 @@ class VotingEngine:
         index = len(running.tokens)
         running.tokens.append(decision.token)
         limit = self.facts().max_positions
-        text = ""
+        text, running.unsaid = running.unsaid, ""
         begins = 0 if running.answer is None else running.answer.length
         finish: Finish | None = None
         if decision.token in running.eos:
             finish = "eos"
         elif running.answer is not None:
-            text = running.answer.push(decision.token)
+            text += running.answer.push(decision.token)
         full = limit is not None and len(running.request.prompt) + len(running.tokens) > limit
         if finish is None and (len(running.tokens) == running.request.max_new_tokens or full):
             finish = "length"

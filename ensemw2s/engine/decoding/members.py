@@ -28,6 +28,7 @@ class Running:
         eos: end-of-text ids.
         answer: its text, or None where nobody looks at it.
         tokens: the answer so far.
+        unsaid: text of given tokens that goes with the first voted one.
     """
 
     id: int
@@ -36,6 +37,7 @@ class Running:
     eos: frozenset[int]
     answer: AnswerText | None
     tokens: list[int] = field(default_factory=list)
+    unsaid: str = ""
 
     @property
     def longest(self) -> int:

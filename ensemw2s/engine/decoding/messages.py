@@ -28,6 +28,8 @@ class DecodeRequest:
         top_logprobs: how many of the most probable tokens of the mixture to report for each token.
         weights: (T,) voting weights instead of the engine's; a member of weight 0 is not asked.
         stop_after_text: stop strings count only after the first visible character.
+        given: (g,) tokens that the answer begins with, g < max_new_tokens: read, not voted. They count in its length,
+            its text and its seed as if they had been voted.
     """
 
     prompt: np.ndarray
@@ -38,10 +40,15 @@ class DecodeRequest:
     top_logprobs: int = 0
     weights: tuple[float, ...] | None = None
     stop_after_text: bool = False
+    given: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if len(self.given) >= self.max_new_tokens:
+            raise ValueError(
+                f"{len(self.given)} tokens are given of an answer of at most {self.max_new_tokens}: none is left to vote on"
+            )
         if self.top_logprobs < 0:
             raise ValueError(f"top_logprobs must be at least 0, got {self.top_logprobs}")
         if isinstance(self.stop, str) or "" in self.stop:
@@ -98,7 +105,7 @@ class StepOutput:
         index: place of the token in the answer, from 0.
         decision: the token and who voted for what.
         text: what can be shown now: whole characters, stop strings held back. The texts of a request joined
-            are its answer.
+            are its answer; the first one begins with that of the tokens that were given.
         finish: why the request ends with this token (end-of-text, a stop string, or its length), else None.
         begins: characters of the answer before the text of this token, stop strings not cut off; tokens that share
             a character begin with it. 0 where nobody looks at the text.

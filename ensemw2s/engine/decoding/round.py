@@ -20,6 +20,18 @@ from ensemw2s.errors import ModelError, WorkerFailure
 MAX_LOSSES = 8
 
 
+class NoVoter(WorkerFailure):
+    """No member that votes on some requests is left; the vote on the others goes on without them.
+
+    Attributes:
+        requests: their ids.
+    """
+
+    def __init__(self, requests: Sequence[int]) -> None:
+        super().__init__("no member that votes on this request is left")
+        self.requests = tuple(requests)
+
+
 class Members:
     """The members of a vote, kept in step.
 
@@ -80,7 +92,8 @@ class Members:
         """The vote on the next token of all running requests; members that lost their rows get them again.
 
         Raises:
-            WorkerFailure: a member failed for good and too few are left, or no member that votes on a request is.
+            WorkerFailure: a member failed for good and too few are left.
+            NoVoter: no member that votes on some request is left.
         """
         self._active = active
         replies: dict[int, tuple[MemberReply, dict[int, int]]] = {}
@@ -107,13 +120,14 @@ class Members:
     def _weights(self, running: Running) -> np.ndarray:
         weights = running.weights.copy()
         weights[list(self.absent)] = 0.0
-        if weights.sum() == 0:
-            raise WorkerFailure("no member that votes on this request is left")
         return weights
 
     def _hear(self, replies: dict[int, tuple[MemberReply, dict[int, int]]]) -> None:
         """One call to every member that has not replied yet; all have been made when the first is waited for."""
         weights = {i: self._weights(r) for i, r in self._active.items()}
+        silent = [i for i, own in weights.items() if own.sum() == 0]
+        if silent:
+            raise NoVoter(silent)
         draws = self._draws(weights)
         calls = []
         for m, link in enumerate(self._links):
