@@ -101,6 +101,9 @@ def load_model(
         select_layers(loaded, kept)
     if getattr(loaded, "generation_config", None) is not None:
         loaded.generation_config = _plain_generation_config(loaded.generation_config)
+    if for_training and device == "cpu" and resolve_dtype(model.dtype, device) == torch.bfloat16:
+        # Without the matrix units that all else uses there, the fused kernel's backward pass takes a quarter of a step.
+        loaded.set_attn_implementation("eager")
     if for_training and model.lora is not None:
         loaded = _with_adapters(loaded, model.lora, model.path, seed)
     loaded = to_device(loaded, device, model.path)

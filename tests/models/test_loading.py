@@ -197,3 +197,13 @@ def test_fingerprints_tell_tokenizers_apart(tiny: Make, copy: Path) -> None:
     vocab[a], vocab[b] = vocab[b], vocab[a]
     path.write_text(json.dumps(state))
     assert tokenizer_fingerprint(load_tokenizer(ModelConfig(path=str(copy)))) != one
+
+
+def test_plain_attention_where_the_fused_one_is_slow(tiny: Make, tmp_path: Path) -> None:
+    """Training in bfloat16 on a processor: the same model, and nothing of it in what is saved."""
+    plain = load_model(tiny(dtype="bfloat16"), device="cpu", dtype=torch.float32, for_training=True)
+    fused = load_model(tiny(), device="cpu", for_training=True)
+    assert (plain.config._attn_implementation, fused.config._attn_implementation) == ("eager", "sdpa")
+    torch.testing.assert_close(all_logits(plain), all_logits(fused), atol=1e-5, rtol=1e-5)
+    plain.save_pretrained(tmp_path)
+    assert load_model(ModelConfig(path=str(tmp_path)), device="cpu").config._attn_implementation == "sdpa"
