@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.data.samples import Sample
 from ensemw2s.data.writing import check_output, write_table
 from ensemw2s.engine.rating.options import RatingOptions, load_samples
 from ensemw2s.engine.rating.output import Rating, rated_table
+from ensemw2s.engine.tasks import ProgressEvent
 from ensemw2s.opening import Show, locked_run, open_run, supervisors
 from ensemw2s.settings import absolute_paths
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,15 @@ class RatedFile:
 def rate_file(config: ExperimentConfig, options: RatingOptions, output: Path, progress: Show) -> RatedFile:
     """Rate and write; nothing is written at the output before all samples are rated.
 
+    Work goes in the order of the ids, so that the order of a file changes nothing but the order of the output.
+
     Raises:
         UserError: something that the user gave cannot be used; nothing was written because of it.
     """
     target = check_output(output)
-    samples = load_samples(absolute_paths(config).data, options, target)
+    given = load_samples(absolute_paths(config).data, options, target)
+    order = sorted(range(len(given)), key=lambda i: given[i].id)
+    samples = [given[i] for i in order]
     if options.trains:
         rating = _by_folds(config, options, samples, target, progress)
     elif options.run is not None:
@@ -44,12 +48,17 @@ def rate_file(config: ExperimentConfig, options: RatingOptions, output: Path, pr
         from ensemw2s.engine.rating.rate import by_responses
 
         rating = by_responses(options, samples)
-    write_table(rated_table(samples, rating), target)
+    if rating.details.get("converged") is False:
+        progress(
+            ProgressEvent("warning: the item response model did not converge; its ratings are rough", 1, 1)
+        )
+    place = np.argsort(order)
+    write_table(rated_table(samples, rating).take(place), target)
     if options.trains:
         from ensemw2s.engine.rating.plan import work_folder
 
         shutil.rmtree(work_folder(target))
-    return RatedFile(target, rating.difficulty, rating.provenance)
+    return RatedFile(target, rating.difficulty[place], rating.provenance)
 
 
 def _by_folds(

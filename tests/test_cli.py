@@ -195,6 +195,38 @@ def test_full_disk(config_file: Any, refused: Any, monkeypatch: pytest.MonkeyPat
     assert "GiB free" in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--output", "rated.txt"], ".parquet"),
+        (["--output", "no/rated.parquet"], "does not exist"),
+        (["--folds", "1"], "2 or more"),
+        (["--folds", "500"], "lower --folds"),
+        (["--method", "irt"], "2 or more models"),
+        (["--method", "irt", "--responses", "none.csv"], "none.csv"),
+        (["--method", "members"], "--run RUN"),
+        (["--method", "members", "--run", "nowhere"], "run directory"),
+        (["--irt", "rasch"], "method irt"),
+        (["--input", "rated.parquet"], "rated.parquet"),
+        (["weak.training.epochs=0"], "weak.training.epochs"),
+    ],
+)
+def test_a_rating_that_cannot_be_made(
+    config_file: Any, refused: Any, monkeypatch: Any, tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = [] if "--output" in arguments else ["--output", "rated.parquet"]
+    (line,) = refused("rate", str(config_file()), *output, *arguments).lines
+    assert part in line
+
+
+def test_a_rating_does_not_replace_what_it_reads(config_file: Any, refused: Any, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "mine.jsonl", rows())
+    path = config_file(data__pool=source)
+    (line,) = refused("rate", str(path), "--output", source["path"]).lines
+    assert "another file" in line
+
+
 def test_too_long_for_the_context(config_file: Any, refused: Any) -> None:
     (line,) = refused("run", str(config_file(data__max_length=12))).lines
     assert "data.max_length" in line

@@ -99,13 +99,17 @@ def load_samples(data: DataConfig, options: RatingOptions, output: Path) -> list
     """The samples that are rated; member disagreement alone needs no answers.
 
     Raises:
-        DataError: there is no such data, or the format of the output cannot hold it.
+        DataError: there is no such data, the format of the output cannot hold it, or the output would replace what is read.
     """
     source = data.pool if options.input is None else FileSource(path=str(options.input))
     if source is None:
         raise DataError(
             "there is no data.pool (data.split.method is given): say what to rate with --input FILE"
         )
+    for read in (source.path if isinstance(source, FileSource) else None, options.responses):
+        # Columns that are no part of a sample would be lost.
+        if read is not None and Path(read).resolve() == output.resolve():
+            raise DataError(f"{output} is what is read: write the rated data to another file")
     samples = load_source(source, require_answer=options.method != "members")
     if output.suffix == ".csv":
         _check_csv(samples)

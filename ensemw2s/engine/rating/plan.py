@@ -110,7 +110,8 @@ def plan_folds(config: ExperimentConfig, options: RatingOptions, samples: list[S
         fold = assign_folds([s.id for s in samples], options.n_folds, seed=config.seed, groups=groups)
     except ValueError as error:
         raise ConfigError(
-            f"{options.n_folds} folds of {len(set(groups))} different questions: lower --folds"
+            f"{options.n_folds} folds of {len(set(groups))} different questions: "
+            + ("lower --folds" if len(set(groups)) > 1 else "give more data")
         ) from error
     absolute = absolute_paths(config)
     _check_models(absolute, samples)
