@@ -130,6 +130,10 @@ class ReasoningGymSource(Section):
         None,
         description="regular expression whose matches are removed from the question (fixed instructions)",
     )
+    difficulty: str | None = Field(
+        None,
+        description="field of a question's metadata that holds its difficulty, a number, for example num_terms of chain_sum",
+    )
 
 
 Source = Annotated[FileSource | HubSource | BuiltinSource | ReasoningGymSource, Field(discriminator="kind")]

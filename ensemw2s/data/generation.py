@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from ensemw2s.data.samples import normalize_text, stable_hash
 from ensemw2s.errors import DataError
@@ -17,32 +18,45 @@ from ensemw2s.errors import DataError
 _TRIES = 20
 
 
-def generate(
-    task: str, size: int, seed: int, options: dict[str, Any], strip: str | None = None
-) -> list[tuple[str, str]]:
-    """``size`` (question, answer) pairs of a reasoning-gym task, no question twice.
+class Item(NamedTuple):
+    """One generated question."""
 
-    Questions are compared as the split check compares them. A pair with an empty answer is passed over.
+    question: str
+    answer: str
+    difficulty: float | None = None
+
+
+def generate(
+    task: str,
+    size: int,
+    seed: int,
+    options: dict[str, Any],
+    strip: str | None = None,
+    difficulty: str | None = None,
+) -> list[Item]:
+    """``size`` items of a reasoning-gym task, no question twice.
+
+    Questions are compared as the split check compares them. An item with an empty answer is passed over.
 
     Raises:
-        DataError: unknown task or options, an answer that is no text, or too few different questions.
+        DataError: unknown task or options, an answer that is no text, a difficulty that is no number, or too few different questions.
     """
     create = _creator(task, options, seed)
     pattern = _pattern(strip)
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, Item] = {}
     position, generated = 0, 0
     while len(found) < size and generated < max(_TRIES * size, 1000):
         # Some tasks refuse an index beyond the size they were made with; some prepare that many in advance.
         generated = 2 * generated or size
         dataset = create(generated)
         while position < generated and len(found) < size:
-            question, answer = _item(dataset, position, task)
+            question, answer, level = _item(dataset, position, task, difficulty)
             position += 1
             question = pattern.sub("", question).strip()
             if not question:
                 raise DataError(f"reasoning_gym task {task}: strip {strip!r} leaves nothing of a question")
             if answer:
-                found.setdefault(normalize_text(question), (question, answer))
+                found.setdefault(normalize_text(question), Item(question, answer, level))
     if len(found) < size:
         raise DataError(
             f"reasoning_gym task {task}: only {len(found)} different questions in {position}, {size} asked "
@@ -92,7 +106,7 @@ def _pattern(strip: str | None) -> re.Pattern[str]:
         raise DataError(f"reasoning_gym strip {strip!r} is not a regular expression: {error}") from error
 
 
-def _item(dataset: Any, index: int, task: str) -> tuple[str, str]:
+def _item(dataset: Any, index: int, task: str, difficulty: str | None) -> Item:
     try:
         item = dataset[index]
     except Exception as error:  # as above: nothing is agreed about what a task raises
@@ -103,7 +117,20 @@ def _item(dataset: Any, index: int, task: str) -> tuple[str, str]:
             f"reasoning_gym task {task} has no single right answer as text ({type(answer).__name__}): choose "
             "another"
         )
-    return str(question), answer.strip()
+    level = None if difficulty is None else _level(item["metadata"], difficulty, task)
+    return Item(str(question), answer.strip(), level)
+
+
+def _level(metadata: dict[str, Any], name: str, task: str) -> float:
+    """The number that a field of an item's metadata holds."""
+    value = metadata.get(name)
+    numbers = [n for n, v in metadata.items() if isinstance(v, int | float) and n != "source_index"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(
+            f"reasoning_gym task {task}: difficulty {name!r} is no number of a question's metadata; numbers there are "
+            f"{', '.join(numbers) or 'none'}"
+        )
+    return float(value)
 
 
 def _reason(error: Exception) -> str:

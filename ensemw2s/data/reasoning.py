@@ -8,9 +8,11 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 from ensemw2s.config import ReasoningGymSource
+from ensemw2s.data.generation import Item
 from ensemw2s.data.samples import Sample, content_id, stable_hash
 from ensemw2s.errors import DataError
 
@@ -33,16 +35,22 @@ def load_reasoning_gym(source: ReasoningGymSource) -> list[Sample]:
     return to_samples(_generate(source), source.task, source.distractors)
 
 
-def to_samples(items: list[tuple[str, str]], task: str, distractors: int | Literal["all"]) -> list[Sample]:
-    """Samples of (question, answer) pairs; wrong choices are other pairs' answers.
+def to_samples(
+    generated: Sequence[tuple[str, str] | Item], task: str, distractors: int | Literal["all"]
+) -> list[Sample]:
+    """Samples of generated items; wrong choices are other items' answers.
 
     With N distractors a sample's choices and their order are drawn by its id; with ``all`` the choices are
     every answer, sorted, the same for all samples.
     """
-    ids = [f"{task}-{content_id(question, None)}" for question, _ in items]
+    items = [Item(*item) for item in generated]
+    ids = [f"{task}-{content_id(item.question, None)}" for item in items]
     if distractors == 0:
-        return [Sample(i, question, None, answer) for i, (question, answer) in zip(ids, items, strict=True)]
-    answers = sorted({answer for _, answer in items})
+        return [
+            Sample(i, item.question, None, item.answer, item.difficulty)
+            for i, item in zip(ids, items, strict=True)
+        ]
+    answers = sorted({item.answer for item in items})
     if distractors == "all":
         if not 2 <= len(answers) <= MAX_CLASSES:
             raise DataError(
@@ -55,9 +63,9 @@ def to_samples(items: list[tuple[str, str]], task: str, distractors: int | Liter
             f"answers occur: ask for at most {len(answers) - 1}"
         )
     samples = []
-    for sample_id, (question, answer) in zip(ids, items, strict=True):
+    for sample_id, (question, answer, difficulty) in zip(ids, items, strict=True):
         choices = answers if distractors == "all" else _draw(answers, answer, distractors, sample_id)
-        samples.append(Sample(sample_id, question, tuple(choices), choices.index(answer)))
+        samples.append(Sample(sample_id, question, tuple(choices), choices.index(answer), difficulty))
     return samples
 
 
@@ -69,9 +77,11 @@ def _draw(answers: list[str], right: str, count: int, sample_id: str) -> list[st
     return choices
 
 
-def _generate(source: ReasoningGymSource) -> list[tuple[str, str]]:
+def _generate(source: ReasoningGymSource) -> list[Item]:
     try:
-        request = json.dumps(source.model_dump(include={"task", "size", "seed", "options", "strip"}))
+        request = json.dumps(
+            source.model_dump(include={"task", "size", "seed", "options", "strip", "difficulty"})
+        )
     except TypeError as error:
         raise DataError(f"reasoning_gym options hold a value that is not plain data: {error}") from error
     environment = os.environ | {
@@ -93,4 +103,4 @@ def _generate(source: ReasoningGymSource) -> list[tuple[str, str]]:
     reply = json.loads(done.stdout)
     if "error" in reply:
         raise DataError(reply["error"])
-    return [(question, answer) for question, answer in reply["items"]]
+    return [Item(*item) for item in reply["items"]]

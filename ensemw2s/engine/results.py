@@ -24,6 +24,7 @@ from ensemw2s.engine.boosting import MemberRecord, unit_weights
 from ensemw2s.engine.checks import chance, label_correct, taught_rows
 from ensemw2s.engine.context import FEW_SHOT, RunContext
 from ensemw2s.engine.diagnostics import diagnose
+from ensemw2s.engine.difficulty import describe_difficulty
 from ensemw2s.engine.merging import voting_ensemble
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
@@ -135,6 +136,7 @@ def build_results(
             t: _interval(ctx, label_correct(ctx, t)[taught_rows(ctx, t)]) for t in TEACHERS
         },
         "diagnostics": diagnose(ctx, ensemble, selected, answers),
+        "difficulty": describe_difficulty(ctx, right),
         "warnings": [*data_info["warnings"], *ctx.warnings],
     }
     wanted = config.evaluation.baselines

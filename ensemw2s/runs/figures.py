@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ensemw2s.runs import report_difficulty
 from ensemw2s.runs.figures_draw import comparison_bars, member_weights, staged_accuracy, token_weight
 from ensemw2s.runs.figures_reliability import alt_reliability, reliability
 from ensemw2s.runs.figures_style import DARK, LIGHT, Theme, to_png, to_svg
@@ -145,5 +146,12 @@ _PLANS = (
         lambda results: bool(reliability_splits(results)),
         reliability,
         alt_reliability,
+    ),
+    _Plan(
+        "difficulty",
+        "Difficulty of the questions, and accuracy on easier and harder ones",
+        report_difficulty.known,
+        report_difficulty.draw,
+        report_difficulty.alt,
     ),
 )

@@ -15,6 +15,7 @@ from typing import Any
 from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ArtifactError, RunDirectoryError
 from ensemw2s.runs import report_diagnostics as diagnostics
+from ensemw2s.runs import report_difficulty as difficulty
 from ensemw2s.runs import report_sentences as sentences
 from ensemw2s.runs import report_tables as tables
 from ensemw2s.runs.figures import ReportFigure, draw_figures, figure_names
@@ -75,7 +76,9 @@ def write_report(run_dir: Path) -> ReportPaths:
     """
     run_dir = Path(run_dir)
     results = load_results(run_dir)
-    report = build_report(results, _config_text(run_dir), _examples(run_dir, results))
+    report = build_report(
+        results, _config_text(run_dir), _examples(run_dir, results), difficulty.both_ends(run_dir, results)
+    )
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     written = []
@@ -119,13 +122,19 @@ def load_results(run_dir: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def build_report(results: Results, config: str | None, examples: Sequence[Disagreement]) -> Report:
+def build_report(
+    results: Results,
+    config: str | None,
+    examples: Sequence[Disagreement],
+    ends: tables.Table | None = None,
+) -> Report:
     """The content of the report.
 
     Args:
         results: content of results.json.
         config: text of config.yaml, for the level of the intervals and the strong model's name.
         examples: questions to show.
+        ends: the easiest and the hardest questions, where samples carry a difficulty.
     """
     settings = _settings(config)
     level = _interval_level(settings)
@@ -152,6 +161,9 @@ def build_report(results: Results, config: str | None, examples: Sequence[Disagr
             "versions": tables.versions(results),
             "calibration": diagnostics.calibration(results),
             "diversity": diagnostics.diversity(results),
+            "difficulty": difficulty.distribution(results),
+            "by_difficulty": difficulty.by_difficulty(results),
+            "both_ends": ends,
         },
         shared_errors=diagnostics.shared(results),
         figures={figure.name: figure for figure in draw_figures(results)},

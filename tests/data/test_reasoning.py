@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -71,15 +72,15 @@ class TestGenerate:
     def test_questions_differ_and_the_strip_pattern_is_gone(self) -> None:
         strip = r"\s*(Respond only|Provide the|Answer with)[^.]*\."
         items = generate("family_relationships", 80, 0, {"max_family_size": 4}, strip)
-        assert len({normalize_text(question) for question, _ in items}) == 80
-        assert all(question.endswith("?") and answer for question, answer in items)
-        assert not any("Respond" in q or "Provide" in q or "Answer" in q for q, _ in items)
+        assert len({normalize_text(question) for question, *_ in items}) == 80
+        assert all(question.endswith("?") and answer for question, answer, _ in items)
+        assert not any("Respond" in q or "Provide" in q or "Answer" in q for q, *_ in items)
 
     def test_repeated_questions_are_replaced_by_further_ones(self) -> None:
         # One digit and one operator: few questions, so that the first 60 repeat some.
         options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
         items = generate("chain_sum", 60, 0, options)
-        assert len({question for question, _ in items}) == 60
+        assert len({question for question, *_ in items}) == 60
         with pytest.raises(
             DataError, match=r"only \d+ different questions in \d+, 2000 asked for: lower size"
         ):
@@ -87,7 +88,20 @@ class TestGenerate:
 
     def test_neighbouring_seeds_share_nothing(self) -> None:
         one, other = (generate("family_relationships", 50, seed, {}) for seed in (0, 1))
-        assert not {q for q, _ in one} & {q for q, _ in other}
+        assert not {q for q, *_ in one} & {q for q, *_ in other}
+
+    def test_a_field_of_the_metadata_is_the_difficulty(self) -> None:
+        options = {"min_terms": 2, "max_terms": 4, "max_digits": 1}
+        items = generate("chain_sum", 30, 0, options, difficulty="num_terms")
+        for item in items:
+            terms = re.findall(r"\d+", item.question)
+            assert item.difficulty == len(terms)
+        samples = to_samples(items, "chain_sum", 3)
+        assert [s.difficulty for s in samples] == [item.difficulty for item in items]
+        with pytest.raises(
+            DataError, match="'terms' is no number of a question's metadata; numbers there are num_terms"
+        ):
+            generate("chain_sum", 5, 0, options, difficulty="terms")
 
     def test_unknown_task_and_options(self) -> None:
         with pytest.raises(DataError, match="no task 'family_relations': did you mean family_relationships"):

@@ -84,6 +84,27 @@ def diagnostics() -> dict[str, Any]:
     }
 
 
+def difficulty() -> dict[str, Any]:
+    """Two splits, the easy one easier, and the accuracy on two bins of test."""
+
+    def split(n: int, unrated: int, *counts: int) -> dict[str, Any]:
+        return {"n": n, "unrated": unrated, "quartiles": [0.0, 0.3, 0.5, 0.8, 1.0], "counts": list(counts)}
+
+    def row(low: float, high: float, **systems: float) -> dict[str, Any]:
+        return {"low": low, "high": high, "median": (low + high) / 2, "n": 260, "systems": systems}
+
+    return {
+        "edges": [0.0, 0.5, 1.0],
+        "splits": {"easy_train": split(1200, 0, 900, 300), "test": split(500, 20, 100, 400)},
+        "accuracy": {
+            "test": [
+                row(0.0, 0.4, weak_single=0.7, ceiling=0.8),
+                row(0.5, 1.0, weak_single=0.34, ceiling=0.65),
+            ]
+        },
+    }
+
+
 def full_results() -> dict[str, Any]:
     """A multiple-choice run of three rounds, the last member dropped, with one out-of-distribution test."""
     values = {
@@ -151,6 +172,7 @@ def full_results() -> dict[str, Any]:
         },
         "label_accuracy": {"single": score(0.5, 0.03, 900), "ensemble": score(0.522, 0.03, 900)},
         "diagnostics": diagnostics(),
+        "difficulty": difficulty(),
         "warnings": ["The ceiling leaves a gap of 3.1 points only on harder: PGR will be uncertain."],
         "cost": {
             "boosting": {"seconds": 401.2, "tokens": 543_000, "flops": 3.4e14, "device": "cpu"},
@@ -188,6 +210,7 @@ def one_member_results() -> dict[str, Any]:
         "label_accuracy": {"single": None, "ensemble": None},
         "warnings": [],
         "diagnostics": None,
+        "difficulty": None,
         "cost": {},
         "split_check": None,
         "n_units": 3600,

@@ -188,7 +188,7 @@ def test_names_of_strangers_do_not_break_a_figure(results: dict[str, Any]) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = draw_figures(results)
-    assert len(made) == 5
+    assert len(made) == 6
     assert all(figure.svg_light.count("</svg>") == 1 for figure in made)
 
 

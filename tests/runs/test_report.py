@@ -64,7 +64,13 @@ def rows(n: int, nasty: str = "") -> list[dict[str, Any]]:
 def with_one_figure(results: dict[str, Any]) -> dict[str, Any]:
     """The same run with nothing to draw but the members, for tests that look at something else."""
     systems = {row.system: None for row in comparison_table(results)}
-    nothing = {"staged": {}, "effective_sample_size": [], "token_weight": None, "diagnostics": None}
+    nothing = {
+        "staged": {},
+        "effective_sample_size": [],
+        "token_weight": None,
+        "diagnostics": None,
+        "difficulty": None,
+    }
     return results | systems | nothing
 
 
@@ -151,7 +157,7 @@ def test_report_of_a_full_run(write_run: Callable[..., Path], results: dict[str,
             assert len(attributes["alt"] or "") > 40
     assert "url(" not in html
     assert "@import" not in html
-    assert sum(tag == "img" for tag, _ in page.tags) == 5 == len(paths.figures)
+    assert sum(tag == "img" for tag, _ in page.tags) == 6 == len(paths.figures)
     for path in paths.figures:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert f"(figures/{path.name})" in markdown
@@ -179,7 +185,7 @@ def test_report_of_a_run_in_which_nothing_was_kept(
         results[row.system] = None
     results |= {"members": results["members"][2:], "staged": {}, "selected_rounds": None, "selection": None}
     results |= {"effective_sample_size": [], "token_weight": None, "label_accuracy": None, "versions": {}}
-    results["diagnostics"] = None
+    results |= {"diagnostics": None, "difficulty": None}
     paths = write_report(write_run(results))
     page = Page(paths.html.read_text(encoding="utf-8"))
     assert [path.name for path in paths.figures] == ["members.png"]
