@@ -174,6 +174,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
     from ensemw2s.models.device import describe_device, resolve_dtype
     from ensemw2s.models.loading import load_model, load_tokenizer
     from ensemw2s.models.storage import save_model
+    from ensemw2s.models.trainable import freeze
     from ensemw2s.training.checkpoint import seal
     from ensemw2s.training.deepspeed import DeepSpeedBackend
     from ensemw2s.training.loop import fit
@@ -193,6 +194,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
     model = load_model(
         model_config, device=str(device), dtype=torch.float32, for_training=True, seed=task.seed
     )
+    frozen = freeze(model, model_config)
     accumulation = BatchPlan(data, training, task.seed, world_size).accumulation
     if not isinstance(training.deepspeed, dict):
         raise TypeError("the DeepSpeed configuration must be resolved before the workers start")
@@ -217,6 +219,8 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
         progress=lambda done, total, loss: report_progress(
             ProgressEvent(f"student {task.name}", done, total, f"loss {loss:.3f}")
         ),
+        frozen=frozen,
+        cache_activations=config.runtime.cache_activations,
     )
     all_tokens = backend.sum_over_workers(float(report.tokens))
     with backend.gathered():

@@ -38,6 +38,11 @@ class ModelConfig(Section):
         "auto", description="auto: bfloat16 where the GPU computes it well, else float32"
     )
     lora: LoraConfig | None = Field(None, description="train adapters instead of all weights")
+    trainable: Literal["all", "head"] | PositiveInt = Field(
+        "all",
+        description="what fine-tuning changes: all weights; the last N layers (and the final norm; the layers below need no gradient "
+        "and no optimizer); or head, a linear probe. Embeddings, and an output head that shares their weights, stay as they are with N",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     trust_remote_code: bool = Field(
         False, description="run code that comes with the model; off unless you trust it"
@@ -51,6 +56,10 @@ class ModelConfig(Section):
             text = getattr(self, name)
             if text is not None:
                 parse_layers(text)
+        if self.lora is not None and self.trainable != "all":
+            raise ValueError(
+                f"lora trains adapters in all layers, and trainable {self.trainable} a part of the weights: give one of them"
+            )
         return self
 
     @property

@@ -43,6 +43,9 @@ def pretrained_key(model: ModelConfig) -> str:
     else:
         content = _folder_content(Path(source.path))
     how = model.model_dump(mode="json", exclude={"path", "label", "revision", "gguf_file"})
+    if model.trainable == "all":
+        # As before there was a choice, so that what was stored then is found.
+        del how["trainable"]
     return content_key({"content": content, "how": how})
 
 

@@ -38,6 +38,7 @@ from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
 from ensemw2s.models.scoring import ScoreRequest, score
 from ensemw2s.models.storage import load_saved, save_model
+from ensemw2s.models.trainable import freeze
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder
 from ensemw2s.training.deepspeed import choose_accelerator
@@ -109,6 +110,7 @@ class WeakSupervisor:
         model = load_model(
             model_config, device=self._device, dtype=torch.float32, for_training=True, seed=seed
         )
+        frozen = freeze(model, model_config)
         tokenizer = self._side(ref.side).tokenizer
         backend = TorchBackend(model, training)
         folder = CheckpointFolder(scratch)
@@ -131,6 +133,8 @@ class WeakSupervisor:
                 ProgressEvent(name, done, total, f"loss {loss:.3f}")
             ),
             autocast=None if compute == torch.float32 else compute,
+            frozen=frozen,
+            cache_activations=self._config.runtime.cache_activations,
         )
         if ref.folder is None:
             raise ValueError("a training needs an output folder")

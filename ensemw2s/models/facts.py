@@ -15,6 +15,7 @@ from ensemw2s.models.files import check_weights_exist, config_problem, first_lin
 from ensemw2s.models.layers import kept_layers, select_layers
 from ensemw2s.models.quiet import quiet
 from ensemw2s.models.sources import resolve_source
+from ensemw2s.models.trainable import n_frozen_layers
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
     kept = kept_layers(model, int(text_config.num_hidden_layers))
     if kept is not None:
         select_layers(built, kept)
+    n_frozen_layers(model, len(kept) if kept is not None else int(text_config.num_hidden_layers))
     shape = built.config.get_text_config(decoder=True)
     return ModelFacts(
         display_name=model.display_name,
@@ -80,14 +82,16 @@ def n_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def flops_per_token(n_compute_parameters: int, *, training: bool = False, adapter: bool = False) -> float:
+def flops_per_token(
+    n_compute_parameters: int, *, training: bool = False, adapter: bool = False, trained_share: float = 1.0
+) -> float:
     """Estimated floating-point operations for one token: 2 N forward, 6 N forward and backward.
 
     Kaplan et al. (2020), "Scaling laws for neural language models", section 2.1: N leaves the embeddings out,
     and the attention over the context is left out as small. Training an adapter needs no gradients of the
-    frozen weights: 4 N.
+    frozen weights: 4 N. Where only the upper layers are trained (``trained_share`` of them), the backward pass ends there.
     """
-    factor = (4.0 if adapter else 6.0) if training else 2.0
+    factor = 2.0 + ((2.0 if adapter else 4.0) * trained_share if training else 0.0)
     return factor * n_compute_parameters
 
 

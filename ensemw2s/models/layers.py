@@ -51,7 +51,7 @@ def select_layers(model: Any, kept: tuple[int, ...]) -> None:
     """
     config = model.config.get_text_config(decoder=True)
     n_layers = int(config.num_hidden_layers)
-    name, stack = _find_stack(model, n_layers)
+    name, stack = find_layers(model, n_layers)
     for key, value in list(vars(config).items()):
         # layer_types, mlp_layer_types, no_rope_layers, ...: one entry a layer.
         if "layer" in key and isinstance(value, (list, tuple)) and len(value) == n_layers:
@@ -68,7 +68,12 @@ def select_layers(model: Any, kept: tuple[int, ...]) -> None:
     _check_same_as_built(model, name)
 
 
-def _find_stack(model: Any, n_layers: int) -> tuple[str, nn.ModuleList]:
+def find_layers(model: Any, n_layers: int) -> tuple[str, nn.ModuleList]:
+    """Name and modules of the decoder layers.
+
+    Raises:
+        ModelError: they are not found.
+    """
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     depth = min((n.count(".") for n, _ in lists), default=0)
     outermost = [(n, m) for n, m in lists if n.count(".") == depth]
@@ -76,7 +81,7 @@ def _find_stack(model: Any, n_layers: int) -> tuple[str, nn.ModuleList]:
         raise ModelError(
             f"the {n_layers} decoder layers of {type(model).__name__} were not found ({len(outermost)} "
             "candidates): "
-            "leave out drop_layers and keep_layers for this architecture"
+            "leave out drop_layers, keep_layers and trainable for this architecture"
         )
     return outermost[0]
 

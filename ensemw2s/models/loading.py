@@ -76,7 +76,8 @@ def load_model(
     """Load pretrained weights and make the model that the configuration describes.
 
     Args:
-        model: what to load; ``lora`` and ``gradient_checkpointing`` take effect only with ``for_training``.
+        model: what to load; ``lora`` and ``gradient_checkpointing`` take effect only with ``for_training``;
+            ``trainable`` is for :func:`ensemw2s.models.trainable.freeze`.
         device: cpu, cuda or cuda:N.
         dtype: number format of the weights; default: ``resolve_dtype(model.dtype, device)``.
         for_training: training mode, and new adapters where ``lora`` is given. Adapters are float32 in every

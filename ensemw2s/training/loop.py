@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import TrainingDiverged
+from ensemw2s.models.trainable import ActivationCache, FrozenPart
 from ensemw2s.training.backends import Backend
 from ensemw2s.training.collate import collate, targets_of
 from ensemw2s.training.losses import BatchState, CrossEntropy, Targets, TokenLoss, make_loss, prepare_batch
@@ -73,6 +75,8 @@ def fit(
     checkpoint_steps: int = 0,
     progress: Progress | None = None,
     autocast: torch.dtype | None = None,
+    frozen: FrozenPart | None = None,
+    cache_activations: bool = False,
 ) -> TrainingReport:
     """Train to the end of the plan; continued from `resume`, it ends where an uninterrupted run ends.
 
@@ -85,6 +89,8 @@ def fit(
         checkpoint: called after every `checkpoint_steps` steps (0: after every epoch but the last).
         progress: called after each step on rank 0.
         autocast: compute in this dtype with float32 weights (None: in the model's own dtype).
+        frozen: the part of the model that is not trained; it has no dropout.
+        cache_activations: keep what the frozen part says about each row from the first epoch on.
 
     Raises:
         TrainingDiverged: the loss is not finite any more.
@@ -100,6 +106,10 @@ def fit(
         report = TrainingReport(**state["report"])
     every = checkpoint_steps or plan.steps_per_epoch
     backend.model.train()
+    kept = None
+    if frozen is not None:
+        frozen.keep_still(backend.model)
+        kept = ActivationCache(frozen) if cache_activations else None
     begun = time.monotonic()
 
     def seeded(step: Step) -> None:
@@ -112,10 +122,19 @@ def fit(
     def in_dtype() -> torch.autocast:
         return torch.autocast(backend.device.type, dtype=autocast, enabled=autocast is not None)
 
+    def reading(micro: MicroBatch) -> AbstractContextManager[None]:
+        rows = micro.rows
+        if kept is None or not rows:
+            return nullcontext()
+        targets = [len(data.targets[i]) for i in rows]
+        return kept.reading(
+            rows, [len(data.prompts[i]) + n for i, n in zip(rows, targets, strict=True)], targets
+        )
+
     def seen(step: Step) -> Iterator[tuple[torch.Tensor, Targets]]:
         for micro in step.micro_batches:
             batch = on_device(micro)
-            with in_dtype():
+            with in_dtype(), reading(micro):
                 logits = target_logits(backend.model, batch)
             yield logits, targets_of(batch)
 
@@ -128,7 +147,7 @@ def fit(
         total = torch.zeros((), device=backend.device)
         for micro in step.micro_batches:
             batch = on_device(micro)
-            with in_dtype():
+            with in_dtype(), reading(micro):
                 value = weighted_loss_sum(backend.model, batch, loss, known) / step.denominator
             backend.backward(value)
             total += value.detach()

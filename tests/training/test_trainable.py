@@ -1,0 +1,183 @@
+"""Training a part of a model: what is frozen stays bit for bit, and kept activations train as fresh ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ensemw2s.config import ModelConfig, TrainingConfig
+from ensemw2s.errors import ModelError
+from ensemw2s.models.facts import flops_per_token, inspect_model
+from ensemw2s.models.storage import load_saved, save_model
+from ensemw2s.models.trainable import ActivationCache, freeze
+from ensemw2s.training.backends import TorchBackend
+from ensemw2s.training.loop import fit
+from ensemw2s.training.plan import TrainingSet
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "gpt2": {"n_layer": 3, "n_embd": 16, "n_head": 2, "resid_pdrop": 0.2, "embd_pdrop": 0.2},
+    "gpt_neox": {
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "hidden_dropout": 0.2,
+    },
+    "opt": {
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 12,
+        "dropout": 0.2,
+    },
+}
+# What is trained with trainable 1 besides the last layer.
+AFTER = {
+    "llama": ["norm"],
+    "gpt2": ["ln_f"],
+    "gpt_neox": ["final_layer_norm", "lm_head"],
+    "opt": ["project_out", "decoder.final"],
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def model_of(family: str) -> Any:
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            family, vocab_size=40, eos_token_id=0, bos_token_id=0, pad_token_id=1, **FAMILIES[family]
+        )
+    ).train()
+
+
+def data_of(n: int = 9) -> TrainingSet:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, 40, size=int(k)).astype(np.int32) for k in rng.integers(1, 8, size=n)]
+    targets = [rng.integers(2, 40, size=int(k)).astype(np.int32) for k in rng.integers(1, 4, size=n)]
+    return TrainingSet.uniform(prompts, targets)
+
+
+def train(family: str, trainable: Any, *, cache: bool, **changes: Any) -> tuple[Any, TorchBackend]:
+    model = model_of(family)
+    frozen = freeze(model, ModelConfig(path="tiny", trainable=trainable))
+    config = TrainingConfig(
+        **{"epochs": 3, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, **changes}
+    )
+    backend = TorchBackend(model, config)
+    fit(backend, data_of(), config, seed=7, pad_id=0, frozen=frozen, cache_activations=cache)
+    return model, backend
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("trainable", [1, "head"])
+def test_only_the_part_is_trained_and_kept_activations_change_nothing(family: str, trainable: Any) -> None:
+    before = {n: p.detach().clone() for n, p in model_of(family).named_parameters()}
+    model, backend = train(family, trainable, cache=False)
+    after = dict(model.named_parameters())
+    changed = {n for n, p in after.items() if n not in before or not torch.equal(p, before[n])}
+    if trainable == "head":
+        assert changed == {next(n for n, p in after.items() if p is model.get_output_embeddings().weight)}
+    else:
+        assert {n for n in before if (".2." in n and "layers" in n) or "h.2." in n} <= changed
+        rest = [n for n in changed if ".2." not in n]
+        assert rest
+        assert all(any(part in n for part in AFTER[family]) for n in rest), rest
+        assert {part for part in AFTER[family] if any(part in n for n in rest)} == set(AFTER[family])
+    # No gradient and no optimizer state for what is frozen.
+    held = sum(p.numel() for group in backend.optimizer.param_groups for p in group["params"])
+    assert held == sum(after[n].numel() for n in changed)
+    cached = dict(train(family, trainable, cache=True)[0].named_parameters())
+    # float32, one process: batches of another width round differently.
+    for name, value in after.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_from_the_second_epoch_on_frozen_layers_do_not_run() -> None:
+    model = model_of("llama")
+    frozen = freeze(model, ModelConfig(path="tiny", trainable=1))
+    assert frozen is not None
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    # An attention inside of the layer: the layer itself is passed through.
+    frozen.layers[0].self_attn.register_forward_hook(count)
+    config = TrainingConfig(epochs=3, batch_size=9, micro_batch_size=3, learning_rate=1e-2)
+    fit(
+        TorchBackend(model, config),
+        data_of(),
+        config,
+        seed=7,
+        pad_id=0,
+        frozen=frozen,
+        cache_activations=True,
+    )
+    assert calls == 3
+    assert "forward" not in vars(frozen.layers[0])
+
+
+def test_the_kept_columns_are_those_of_each_row() -> None:
+    model = model_of("llama")
+    frozen = freeze(model, ModelConfig(path="tiny", trainable="head"))
+    assert frozen is not None
+    frozen.keep_still(model)
+    cache = ActivationCache(frozen)
+    ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = torch.tensor([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]])
+    inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False, "logits_to_keep": 2}
+    with cache.reading((4, 2), [3, 5], [1, 1]):
+        fresh = model(input_ids=ids, **inputs).logits
+    # Other ids: what was kept is used, not what is read. The other order: rows go by their number.
+    with cache.reading((4, 2), [3, 5], [1, 1]):
+        torch.testing.assert_close(model(input_ids=torch.zeros_like(ids), **inputs).logits, fresh)
+    with cache.reading((2, 4), [5, 3], [1, 1]):
+        torch.testing.assert_close(model(input_ids=ids, **inputs).logits, fresh.flip(0))
+
+
+def test_an_untied_head_is_saved_and_read_again(tmp_path: Path, tiny_weak: Path) -> None:
+    from ensemw2s.models.loading import load_model, load_tokenizer
+
+    base = ModelConfig(path=str(tiny_weak), trainable="head")
+    model = load_model(base, device="cpu", dtype=torch.float32, for_training=True)
+    freeze(model, base)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2.0)
+    save_model(model, load_tokenizer(base), tmp_path / "saved", base=base)
+    ids = torch.tensor([[5, 6, 7]])
+    again = load_saved(tmp_path / "saved", device="cpu", dtype=torch.float32)
+    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+    plain = load_model(ModelConfig(path=str(tiny_weak)), device="cpu", dtype=torch.float32)
+    torch.testing.assert_close(again(ids).logits, 2.0 * plain(ids).logits)
+
+
+def test_too_many_layers_are_refused_and_the_cost_counts_the_part(tiny_strong: Path) -> None:
+    with pytest.raises(ModelError, match=r"trainable 3 of .*: it has 3 layers; give fewer"):
+        inspect_model(ModelConfig(path=str(tiny_strong), trainable=3))
+    with pytest.raises(ValueError, match="give one of them"):
+        ModelConfig(path="x", trainable=2, lora={"rank": 4})  # type: ignore[arg-type]
+    # Forward 2 N, backward 4 N of a third of the layers.
+    assert flops_per_token(300, training=True, trained_share=1 / 3) == pytest.approx(2 * 300 + 4 * 100)
