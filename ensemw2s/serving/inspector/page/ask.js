@@ -117,8 +117,7 @@ export class Ask {
 
   voteAgain() {
     if (this.last === null || !this.votes.rows.some((row) => row.on.checked)) return;
-    const ids = this.tokens.tokens.map((token) => token.id);
-    this.start(this.last, this.forced, ids.slice(this.forced.length));
+    this.start(this.last, this.forced, this.tokens.ids.slice(this.forced.length));
   }
 
   stop(said) {
@@ -130,6 +129,7 @@ export class Ask {
 
   async start(question, forced, earlier) {
     const again = question === this.last;
+    const forcedBefore = again ? this.forced : [];
     this.running?.abort();
     const mine = new AbortController();
     this.running = mine;
@@ -147,6 +147,8 @@ export class Ask {
       await this.showTruth(question, mine);
     } catch (problem) {
       if (problem.name === "AbortError" || this.running !== mine) return;
+      // What stands there is still the answer before.
+      if (again && problem.status === 400) this.forced = forcedBefore;
       byId("status").textContent = "";
       this.onProblem(problem);
     } finally {
@@ -169,7 +171,7 @@ export class Ask {
         byId("choice-part").hidden = true;
         byId("tokens-part").hidden = false;
         byId("own-answer").hidden = forced.length === 0;
-        this.tokens.begin(event, [...forced, ...earlier]);
+        this.tokens.begin(event);
       } else if (event.type === "token") this.tokens.add(event);
       else end = event;
     }
@@ -230,7 +232,6 @@ export class Ask {
   }
 
   force(place, id) {
-    const before = this.tokens.tokens.slice(0, place).map((token) => token.id);
-    this.start(this.last, [...before, id], []);
+    this.start(this.last, [...this.tokens.ids.slice(0, place), id], []);
   }
 }

@@ -21,7 +21,8 @@ export function choiceList(result, choices, names, truth) {
           result.members[i] === null
             ? null
             : {
-                name: `${name} (weight ${percent(result.weights[i] / sum)})`,
+                name,
+                beside: `weight ${percent(result.weights[i] / sum)}`,
                 share: result.members[i][place],
                 note: result.votes[name] === place ? "its choice" : null,
               },
@@ -37,7 +38,7 @@ export function choiceList(result, choices, names, truth) {
           chosen ? el("span", { class: "badge" }, "voted") : null,
           truth === place ? el("span", { class: "badge" }, "right") : null,
         ),
-        bars(`Shares of choice ${place + 1}`, rows),
+        bars(`Shares of choice ${place + 1}`, rows, { unseen: true }),
       );
     }),
   );

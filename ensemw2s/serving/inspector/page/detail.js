@@ -52,7 +52,7 @@ export function showDetail(token, place, names, weights, onForce) {
   );
   byId("detail-body").replaceChildren(
     el("p", {}, lead),
-    bars("The vote", voted, true),
+    bars("The vote", voted, { actions: true }),
     el("p", { class: "note" }, PATHS[token.path] ?? ""),
     el("div", { class: "members" }, members),
   );

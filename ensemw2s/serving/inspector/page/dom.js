@@ -46,12 +46,12 @@ export function bar(share) {
   return el("td", { "aria-hidden": "true" }, el("span", { class: "track" }, inner));
 }
 
-/** Table of shares. Rows: {name, share, chosen, note, action}. */
-export function bars(caption, rows, actions = false) {
+/** Table of shares. Rows: {name, share, chosen, beside, note, action}; `beside` and `note` stand after the name. */
+export function bars(caption, rows, { actions = false, unseen = false } = {}) {
   return el(
     "table",
     { class: "bars" },
-    el("caption", {}, caption),
+    el("caption", {}, el("span", { class: unseen ? "unseen" : "" }, caption)),
     el(
       "tbody",
       {},
@@ -59,7 +59,13 @@ export function bars(caption, rows, actions = false) {
         el(
           "tr",
           { class: row.chosen ? "chosen" : "" },
-          el("th", { scope: "row", class: "what" }, row.name, row.note ? el("span", { class: "badge" }, row.note) : null),
+          el(
+            "th",
+            { scope: "row", class: "what" },
+            `${row.name} `,
+            row.beside ? el("span", { class: "beside" }, row.beside) : null,
+            row.note ? el("span", { class: "badge" }, row.note) : null,
+          ),
           bar(row.share),
           el("td", { class: "value" }, percent(row.share)),
           actions ? el("td", { class: "act" }, row.action) : null,

@@ -86,7 +86,7 @@ function finished(story) {
       tables.members && table(tables.members),
       tables.effective && table(tables.effective),
     ),
-    tables.splits ? el("section", {}, el("h2", {}, "Data"), table(tables.splits)) : null,
+    tables.splits ? el("section", {}, el("h2", {}, "Splits"), table(tables.splits)) : null,
   ];
 }
 

@@ -40,15 +40,19 @@ export class Tokens {
     this.box.replaceChildren();
   }
 
-  /** A new answer; the place that was looked at stays looked at. `earlier` are the ids of the answer before. */
-  begin(event, earlier) {
-    const selected = this.selected;
+  get ids() {
+    return this.tokens.map((token) => token.id);
+  }
+
+  /** A new answer; the place that was looked at stays looked at, and the first token that differs is marked. */
+  begin(event) {
+    const { ids, selected } = this;
     // Replacing the focused token must not throw the keyboard's place away.
     this.hadFocus = this.box.contains(document.activeElement);
     this.clear();
     this.wanted = selected;
     this.weights = event.weights;
-    this.earlier = earlier;
+    this.earlier = ids;
   }
 
   add(token) {

@@ -27,7 +27,7 @@ export class Votes {
       const slider = el("input", {
         type: "range", id: `${name}-weight`, min: 1, max: STEPS, value: own, "aria-label": `Weight of ${member.name}`,
       });
-      const share = el("output", { for: `${name}-on ${name}-weight` });
+      const share = el("output", { for: `${name}-on ${name}-weight`, "aria-live": "off" });
       on.addEventListener("change", () => this.changed(0));
       slider.addEventListener("input", () => this.changed(PAUSE));
       const item = el("li", {}, el("label", { for: on.id }, on, member.name), share, slider);
