@@ -196,6 +196,11 @@ class RuntimeConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         2, description="restarts of a died worker before the run stops"
     )
+    share_bases: bool = Field(
+        True,
+        description="members that are adapters of one base hold it once where they are in one process, and answer in one forward; "
+        "false: each in a copy of its base (the same up to rounding)",
+    )
     cache: str | None = Field(
         None,
         description="folder in which runs share equal work (trained members and students, scores); default: none",

@@ -11,6 +11,7 @@ from ensemw2s.engine.decoding.engine import VotingEngine
 from ensemw2s.engine.decoding.messages import DecodeCounts, DecodeRequest, StepOutput
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
+from ensemw2s.engine.together import share_bases
 from ensemw2s.errors import ModelError
 
 #: Newcomers are read in a forward of their own; one by one they would cost a reading of the weights each.
@@ -75,11 +76,11 @@ class VotedDecoder:
         batch_tokens: int,
         eos_ids: Sequence[int],
     ) -> None:
-        self._pool, self._members = pool, list(members)
+        self._pool, self._members = share_bases(pool, members), list(members)
         self._tokenizer = tokenizer
         self._max_new, self._stop = max_new_tokens, tuple(stop)
         self._engine = VotingEngine(
-            pool,
+            self._pool,
             self._members,
             alphas,
             decode=self._decode_text if self._stop else None,

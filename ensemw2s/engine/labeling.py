@@ -16,6 +16,7 @@ from ensemw2s.engine.merging import MERGED, STAGE, voting_ensemble
 from ensemw2s.engine.pipeline import kept_ensemble
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent
+from ensemw2s.engine.together import share_bases
 from ensemw2s.engine.votes import answer_choices, vote
 from ensemw2s.errors import ArtifactError
 
@@ -51,6 +52,7 @@ def label_choices(
     """
     data = ctx.splits.encode(samples)
     requests = [(e.prompt, e.continuations) for e in data.encoded]
+    pool = share_bases(pool, ensemble.refs)
     pending = [
         pool.submit(m, "score_texts", ref, requests, "new questions") for m, ref in enumerate(ensemble.refs)
     ]
@@ -80,6 +82,7 @@ def generate_answers(
 ) -> list[Generated]:
     """Voted answers to encoded prompts, each int32 (p,)."""
     rule = ctx.config.vote
+    pool = share_bases(pool, ensemble.refs)
     decoder = VotedDecoder(
         pool,
         ensemble.refs,

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
-from ensemw2s.engine.bases import converted, forward_flops, training_flops
+from ensemw2s.config import ExperimentConfig, TrainingConfig
+from ensemw2s.engine.bases import forward_flops, training_flops
 from ensemw2s.engine.decoding.messages import MemberFacts, MemberReply, MemberStep
 from ensemw2s.engine.decoding.worker import DecodeWorker
 from ensemw2s.engine.decoding.worker import SessionLost as SessionLost
 from ensemw2s.engine.encoded import EncodedSplits
+from ensemw2s.engine.held import HeldModels
 from ensemw2s.engine.students import student_training_set
 from ensemw2s.engine.tasks import (
     MemberTask,
@@ -32,11 +33,13 @@ from ensemw2s.engine.tasks import (
     TrainOutcome,
     cost,
 )
+from ensemw2s.errors import WorkerFailure
 from ensemw2s.models.averaging import average_weights
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
-from ensemw2s.models.scoring import ScoreRequest, score
+from ensemw2s.models.member_scores import score_together
+from ensemw2s.models.scoring import ScoreRequest, Scores, score
 from ensemw2s.models.storage import load_saved, save_model
 from ensemw2s.models.trainable import freeze
 from ensemw2s.training.backends import TorchBackend
@@ -67,11 +70,11 @@ class WeakSupervisor:
         self, config: ExperimentConfig, run_dir: Path, *, threads: int, report: Report, models_kept: int = 1
     ) -> None:
         set_threads(threads)
-        self._config, self._run_dir, self._report, self._kept = config, run_dir, report, models_kept
+        self._config, self._run_dir, self._report = config, run_dir, report
         self._device = pick_device(config.runtime.device)
         choose_accelerator(self._device)
         self._splits: dict[Side, EncodedSplits] = {}
-        self._models: OrderedDict[str, Any] = OrderedDict()
+        self._models = HeldModels(config, run_dir, self._device, models_kept)
         self._decodes = DecodeWorker()
 
     # -- training --------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ class WeakSupervisor:
         self, name: str, ref: ModelRef, data: TrainingSet, training: TrainingConfig, seed: int, scratch: Path
     ) -> TrainOutcome:
         self._models.clear()
-        model_config = self._model_config(ref)
+        model_config = self._models.config_of(ref)
         compute = resolve_dtype(model_config.dtype, self._device)
         model = load_model(
             model_config, device=self._device, dtype=torch.float32, for_training=True, seed=seed
@@ -152,7 +155,7 @@ class WeakSupervisor:
     def merge_members(self, refs: list[ModelRef], shares: list[float], output: Path) -> None:
         """Write the weighted average of fine-tuned members of one weak model as a whole model."""
         self._models.clear()
-        base = self._model_config(refs[0])
+        base = self._models.config_of(refs[0])
         folders = [ref.folder for ref in refs if ref.folder is not None]
         dtype = resolve_dtype(base.dtype, self._device)
 
@@ -179,20 +182,32 @@ class WeakSupervisor:
 
     def score_texts(self, ref: ModelRef, texts: Texts, what: str) -> TokenScores:
         """Log-probability of given continuations of given prompts, all int32 token ids."""
-        return self._score(ref, _requests(texts), what)
+        return self._score(ref, _requests(texts), what, self._models.voting(ref))
 
-    def _score(self, ref: ModelRef, requests: list[ScoreRequest], what: str) -> TokenScores:
-        model = self._model(ref)
+    def score_texts_together(self, refs: list[ModelRef], texts: Texts, what: str) -> list[TokenScores]:
+        """The same by several members; those that share a base read the texts in one forward."""
+        found: dict[str, TokenScores] = {}
+        for group in self._models.groups(refs):
+            shared = self._models.shared(group)
+            if shared is None:
+                continue
+            begun = time.monotonic()
+            scores = score_together(shared, _requests(texts), **self._how_to_read(group[0], what))
+            seconds = (time.monotonic() - begun) / len(group)
+            for ref, own in zip(group, scores, strict=True):
+                found[ref.key] = self._scored(ref, own, seconds)
+        return [found[ref.key] if ref.key in found else self.score_texts(ref, texts, what) for ref in refs]
+
+    def _score(
+        self, ref: ModelRef, requests: list[ScoreRequest], what: str, voting: Any = None
+    ) -> TokenScores:
+        model = self._models.model(ref) if voting is None else voting
         begun = time.monotonic()
-        name = f"{ref.folder.name if ref.folder else ref.key}: {what}"
-        result = score(
-            model,
-            requests,
-            batch_tokens=self._config.runtime.batch_tokens,
-            progress=lambda done, total: self._report(ProgressEvent(name, done, total)),
-        )
-        seconds = time.monotonic() - begun
-        flops = result.tokens_forwarded * forward_flops(self._model_config(ref))
+        result = score(model, requests, **self._how_to_read(ref, what))
+        return self._scored(ref, result, time.monotonic() - begun)
+
+    def _scored(self, ref: ModelRef, result: Scores, seconds: float) -> TokenScores:
+        flops = result.tokens_forwarded * forward_flops(self._models.config_of(ref))
         return TokenScores(
             result.logprobs,
             result.hits,
@@ -201,19 +216,19 @@ class WeakSupervisor:
 
     def top_tokens(self, ref: ModelRef, texts: Texts, k: int) -> TokenValues:
         """Ids (n_tokens, k) of the most probable tokens at every token of given continuations."""
-        begun, model = time.monotonic(), self._model(ref)
+        begun, model = time.monotonic(), self._models.model(ref)
         k = min(k, int(model.config.get_text_config(decoder=True).vocab_size))
         ids = top_tokens(model, _requests(texts), k, **self._how_to_read(ref))
         return TokenValues(ids, self._cost_of(ref, texts, begun))
 
     def probabilities_of(self, ref: ModelRef, texts: Texts, ids: np.ndarray) -> TokenValues:
         """Probabilities (n_tokens, m) of given tokens at every token of given continuations."""
-        begun, model = time.monotonic(), self._model(ref)
+        begun, model = time.monotonic(), self._models.model(ref)
         probs = probabilities_of(model, _requests(texts), ids, **self._how_to_read(ref))
         return TokenValues(probs, self._cost_of(ref, texts, begun))
 
-    def _how_to_read(self, ref: ModelRef) -> dict[str, Any]:
-        name = f"{ref.folder.name if ref.folder else ref.key}: distributions"
+    def _how_to_read(self, ref: ModelRef, what: str = "distributions") -> dict[str, Any]:
+        name = f"{ref.folder.name if ref.folder else ref.key}: {what}"
         return {
             "batch_tokens": self._config.runtime.batch_tokens,
             "progress": lambda done, total: self._report(ProgressEvent(name, done, total)),
@@ -221,7 +236,7 @@ class WeakSupervisor:
 
     def _cost_of(self, ref: ModelRef, texts: Texts, begun: float) -> dict[str, Any]:
         tokens = sum(len(prompt) + sum(map(len, continuations)) for prompt, continuations in texts)
-        flops = tokens * forward_flops(self._model_config(ref))
+        flops = tokens * forward_flops(self._models.config_of(ref))
         return cost(time.monotonic() - begun, tokens, flops, describe_device(self._device))
 
     # -- step-wise decoding ----------------------------------------------------------------------------------
@@ -234,6 +249,10 @@ class WeakSupervisor:
     def decode_step(self, ref: ModelRef, step: MemberStep) -> MemberReply:
         """Drop finished rows, append the voted tokens, read new texts, and say what this member expects next."""
         return self._decodes.step(ref.key, lambda: self._for_decoding(ref), step)
+
+    def decode_steps(self, asked: list[tuple[ModelRef, MemberStep]]) -> list[MemberReply | WorkerFailure]:
+        """The same for several members; those that share a base step in one forward."""
+        return self._decodes.steps([(ref.key, partial(self._for_decoding, ref), step) for ref, step in asked])
 
     def decode_exact(self, ref: ModelRef, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Probabilities of given tokens of some rows, (n, m) float32."""
@@ -249,14 +268,15 @@ class WeakSupervisor:
 
     def end_of_text(self, ref: ModelRef) -> tuple[int, ...]:
         """All end-of-text ids of a model."""
-        return eos_ids(self._model(ref), self._side(ref.side).tokenizer)
+        model, _ = self._for_decoding(ref)
+        return eos_ids(model, self._side(ref.side).tokenizer)
 
     def decode_end(self, ref: ModelRef) -> None:
         """Free the cache."""
         self._decodes.end(ref.key)
 
     def _for_decoding(self, ref: ModelRef) -> tuple[Any, int]:
-        return self._model(ref), int(self._side(ref.side).tokenizer.eos_token_id)
+        return self._models.voting(ref), int(self._side(ref.side).tokenizer.eos_token_id)
 
     def device(self) -> str:
         """The device's name, for cost tables."""
@@ -266,29 +286,14 @@ class WeakSupervisor:
 
     def keep_models(self, n: int) -> None:
         """Hold up to n models in memory from now on (a vote steps several members at once)."""
-        self._kept = max(1, n)
+        self._models.kept = max(1, n)
+
+    def share_bases(self, refs: list[ModelRef]) -> None:
+        """These members vote together from now on: adapters of one base share it, unless runtime.share_bases is false."""
+        self._models.share_bases(refs)
 
     def _side(self, side: Side) -> EncodedSplits:
         if side not in self._splits:
-            tokenizer = load_tokenizer(self._model_config(ModelRef(side)))
+            tokenizer = load_tokenizer(self._models.config_of(ModelRef(side)))
             self._splits[side] = EncodedSplits(self._run_dir, self._config.data, tokenizer)
         return self._splits[side]
-
-    def _model_config(self, ref: ModelRef) -> ModelConfig:
-        model = self._config.weak.models[ref.index] if ref.side == "weak" else self._config.strong.model
-        return converted(self._run_dir, model)
-
-    def _model(self, ref: ModelRef) -> Any:
-        if ref.key in self._models:
-            self._models.move_to_end(ref.key)
-            return self._models[ref.key]
-        while len(self._models) >= self._kept:
-            self._models.popitem(last=False)
-        dtype = resolve_dtype(self._model_config(ref).dtype, self._device)
-        if ref.folder is None:
-            model = load_model(self._model_config(ref), device=self._device, dtype=dtype)
-        else:
-            base = self._model_config(ref)
-            model = load_saved(ref.folder, device=self._device, dtype=dtype, base=base)
-        self._models[ref.key] = model
-        return model

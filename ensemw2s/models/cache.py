@@ -70,6 +70,14 @@ class SlotLayer(CacheLayerMixin):
         self.values[into] = other.values[:rows, :, other._begin : other._end]
         self._rows += rows
 
+    def part(self, rows: torch.Tensor) -> SlotLayer:
+        """A layer of its own that holds a copy of these rows."""
+        other = SlotLayer()
+        if self.is_initialized:
+            live = slice(self._begin, self._end)
+            other.update(self.keys[rows, :, live], self.values[rows, :, live])
+        return other
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Go on with these rows, in this order; rows that keep their place are not copied."""
         if not self.is_initialized:
@@ -148,6 +156,12 @@ class SlotCache(DynamicCache):
         """Append the rows of another cache of the same model."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.join(theirs)
+
+    def part(self, rows: torch.Tensor) -> SlotCache:
+        """A cache of its own that holds a copy of these rows."""
+        other = SlotCache()
+        other.layers = [layer.part(rows) for layer in self.layers]
+        return other
 
     def trim(self, width: int) -> None:
         """Forget the columns left of the last `width`."""

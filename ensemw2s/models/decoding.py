@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -110,10 +111,8 @@ class StepDecoder:
         """
         if len(prompts) == 0 or min(len(p) for p in prompts) == 0:
             raise ValueError("a decode starts from at least one prompt of at least one token")
-        if self.batch_size and not self._slots:
-            raise ModelError(
-                f"the cache of {type(self._model).__name__} takes no new rows while others are being decoded"
-            )
+        if self.batch_size:
+            self._check_slots()
         lengths = np.array([len(p) for p in prompts], dtype=np.int64)
         self._check_length(int(lengths.max()))
         width = int(lengths.max())
@@ -169,6 +168,41 @@ class StepDecoder:
         if self._slots:
             self._width = int(self._lengths.max())
             self._cache.trim(self._width)
+
+    @torch.inference_mode()
+    def split(self, rows: np.ndarray, model: Any) -> StepDecoder:
+        """Move rows, (n,) integer indices, to a decoder of their own; the others go on here, in their order.
+
+        Args:
+            rows: at least one.
+            model: which the new decoder calls; it must compute the same.
+
+        Raises:
+            ModelError: the model's cache takes no newcomers, so that they could not come back.
+        """
+        chosen = np.array(rows, dtype=np.int64)
+        self._check_rows(chosen)
+        self._check_slots()
+        other = copy.copy(self)
+        other._model = model
+        index = torch.from_numpy(chosen).to(self._device)
+        other._cache, other._probs = self._cache.part(index), self._probs[index]
+        other._lengths = self._lengths[chosen]
+        other.keep(np.arange(len(chosen)))
+        self.keep(np.setdiff1d(np.arange(self.batch_size), chosen))
+        return other
+
+    @torch.inference_mode()
+    def join(self, other: StepDecoder) -> None:
+        """Append the rows of another decoder of the same model, which is not to be used after it."""
+        self._check_slots()
+        if self.batch_size and other.batch_size:
+            self._cache.join(other._cache)
+        elif other.batch_size:
+            self._cache = other._cache
+        self._probs = torch.cat([self._probs, other._probs])
+        self._lengths = np.concatenate([self._lengths, other._lengths])
+        self._width = max(self._width, other._width)
 
     @torch.inference_mode()
     def top_k(self, k: int, rows: np.ndarray | None = None) -> TopK:
@@ -265,6 +299,12 @@ class StepDecoder:
             raise ModelError(
                 f"a text has {longest} tokens, the model's context holds {self._max_positions}: lower "
                 "data.max_length or vote.max_new_tokens"
+            )
+
+    def _check_slots(self) -> None:
+        if not self._slots:
+            raise ModelError(
+                f"the cache of {type(self._model).__name__} takes no new rows while others are being decoded"
             )
 
     def _check_rows(self, rows: np.ndarray) -> None:

@@ -81,18 +81,23 @@ def score(
         ModelError: a sequence longer than the model's context, or probabilities that are not numbers (a model
             whose training diverged).
     """
-    rows, offsets = _plan(model, requests, method, batch_tokens)
+    rows, offsets = plan_rows(model, requests, method, batch_tokens)
     logprobs = np.empty(int(offsets[-1]), dtype=np.float32)
     hits = np.empty(int(offsets[-1]), dtype=np.bool_)
     with torch.inference_mode():
-        for batch, logits in _tails(model, rows, batch_tokens, progress):
-            logprobs[batch.output], hits[batch.output] = _scores_of(batch, logits)
+        for batch, logits in tail_batches(model, rows, batch_tokens, progress):
+            logprobs[batch.output], hits[batch.output] = scores_of(batch, logits)
+    check_numbers(logprobs)
+    return Scores(logprobs, hits, offsets, sum(r.length for r in rows))
+
+
+def check_numbers(logprobs: np.ndarray) -> None:
+    """Raise ModelError for scores that are not numbers."""
     if np.isnan(logprobs).any():
         raise ModelError(
             "the model's probabilities are not numbers (NaN): its training diverged, lower the learning "
             "rate or use float32"
         )
-    return Scores(logprobs, hits, offsets, sum(r.length for r in rows))
 
 
 def tail_logits(
@@ -107,14 +112,14 @@ def tail_logits(
     continuation tokens ``batch.targets``, at ``[batch.row, batch.column]``; they belong at ``batch.output`` of a flat
     result. The model is in evaluation mode until the iteration ends. Arguments and errors are those of `score`.
     """
-    rows, _ = _plan(model, requests, method, batch_tokens)
-    yield from _tails(model, rows, batch_tokens, progress)
+    rows, _ = plan_rows(model, requests, method, batch_tokens)
+    yield from tail_batches(model, rows, batch_tokens, progress)
 
 
-def _plan(
+def plan_rows(
     model: Any, requests: Sequence[ScoreRequest], method: Method, batch_tokens: int
 ) -> tuple[list[Row], np.ndarray]:
-    """The rows, and where each continuation starts in the flat result."""
+    """The rows of some requests, and where each continuation starts in the flat result; raises as :func:`score`."""
     vocab_size = _vocab_size(model)
     lengths = _check(requests, vocab_size, max_positions(model.config))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
@@ -126,10 +131,15 @@ def _vocab_size(model: Any) -> int:
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
-def _tails(
-    model: Any, rows: list[Row], batch_tokens: int, progress: Callable[[int, int], None] | None
+def tail_batches(
+    model: Any,
+    rows: list[Row],
+    batch_tokens: int,
+    progress: Callable[[int, int], None] | None,
+    copies: int = 1,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    max_tail = max(1, MAX_HEAD_VALUES // _vocab_size(model))
+    """Batches of rows with the logits (B * copies, n_tail, V) float32 of their ends; copies of a row follow one another."""
+    max_tail = max(1, MAX_HEAD_VALUES // _vocab_size(model) // copies)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -137,7 +147,7 @@ def _tails(
         done = 0
         for members in plan_batches(rows, max_tokens=batch_tokens, max_tail=max_tail):
             batch = pad_rows([rows[i] for i in members], device)
-            yield batch, _logits_of(model, batch, all(rows[i].is_sequence for i in members))
+            yield batch, _logits_of(model, batch, all(rows[i].is_sequence for i in members), copies)
             done += len(members)
             if progress is not None:
                 progress(done, len(rows))
@@ -233,18 +243,21 @@ def _make_rows(
     return rows
 
 
-def _logits_of(model: Any, batch: Batch, sequences: bool) -> torch.Tensor:
-    """(B, n_tail, V) float32."""
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+def _logits_of(model: Any, batch: Batch, sequences: bool, copies: int) -> torch.Tensor:
+    """(B * copies, n_tail, V) float32."""
     if sequences:
-        inputs["attention_mask"] = (batch.branch >= 0).long()
+        mask = (batch.branch >= 0).long()
     else:
-        inputs["attention_mask"] = _as_model_mask(model, tree_mask(batch.branch))
-    return forward_tail(model, inputs, batch.positions, batch.n_tail).float()
+        mask = _as_model_mask(model, tree_mask(batch.branch))
+    ids, mask, positions = (
+        x.repeat_interleave(copies, dim=0) for x in (batch.input_ids, mask, batch.positions)
+    )
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return forward_tail(model, inputs, positions, batch.n_tail).float()
 
 
-def _scores_of(batch: Batch, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities (m,) float32 and hits (m,) bool of a batch's targets."""
+def scores_of(batch: Batch, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities (m,) float32 and hits (m,) bool of a batch's targets; the logits (B, n_tail, V) are overwritten."""
     # In place from here on: the logits are the largest array by far.
     top, argmax = logits.max(dim=-1, keepdim=True)
     logits -= top

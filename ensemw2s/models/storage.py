@@ -25,7 +25,8 @@ from ensemw2s.models.sources import ModelSource, absolute_path
 BASE_FILE = "base.json"
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_ADAPTER_CONFIG = "adapter_config.json"
+#: What peft writes beside an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_model(
@@ -104,7 +105,7 @@ def load_saved(
     target = Path(folder).absolute()
     origin = base if base is not None else read_base(target)
     wanted = dtype if dtype is not None else resolve_dtype(origin.dtype, device)
-    if (target / _ADAPTER_CONFIG).is_file():
+    if (target / ADAPTER_CONFIG).is_file():
         return _load_adapter(target, origin, device, wanted, merge)
     here = origin.model_copy(
         update={"path": str(target), "gguf_file": None, "drop_layers": None, "keep_layers": None}
@@ -187,27 +188,44 @@ def _write_adapter(model: Any, folder: Path, state_dict: Mapping[str, torch.Tens
 
 
 def _load_adapter(folder: Path, base: ModelConfig, device: str, dtype: torch.dtype, merge: bool) -> Any:
+    model = load_peft({"default": folder}, base, device, dtype)
+    return (model.merge_and_unload() if merge else model).eval()
+
+
+def load_peft(adapters: Mapping[str, Path], base: ModelConfig, device: str, dtype: torch.dtype) -> Any:
+    """A base with saved adapters, by name, as a ``PeftModel``; the first one is active.
+
+    Raises:
+        ArtifactError: an adapter is damaged, or does not fit the base.
+        ModelError: the base cannot be loaded.
+    """
     import peft
 
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise ArtifactError(f"the saved adapter {folder} has no {_ADAPTER_WEIGHTS}")
+    for folder in adapters.values():
+        if not (folder / _ADAPTER_WEIGHTS).is_file():
+            raise ArtifactError(f"the saved adapter {folder} has no {_ADAPTER_WEIGHTS}")
     frozen = load_model(base.model_copy(update={"lora": None}), device=device, dtype=dtype)
-    try:
-        model = peft.PeftModel.from_pretrained(frozen, str(folder), is_trainable=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"the saved adapter {folder} does not fit its base {base.path!r}: {first_line(error)}"
-        ) from error
-    # peft leaves weights that the file lacks as they were initialized, and only warns.
-    expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-    with safe_open(folder / _ADAPTER_WEIGHTS, framework="pt") as file:
-        found = set(file.keys())
-    if expected != found:
-        name = sorted(expected ^ found)[0]
-        raise ArtifactError(
-            f"the saved adapter {folder} does not fit its base {base.path!r}: {name} is on one side only"
-        )
-    return (model.merge_and_unload() if merge else model).eval()
+    model: Any = None
+    for name, folder in adapters.items():
+        try:
+            if model is None:
+                model = peft.PeftModel.from_pretrained(frozen, str(folder), name, is_trainable=False)
+            else:
+                model.load_adapter(str(folder), name, is_trainable=False)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(
+                f"the saved adapter {folder} does not fit its base {base.path!r}: {first_line(error)}"
+            ) from error
+        # peft leaves weights that the file lacks as they were initialized, and only warns.
+        expected = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+        with safe_open(folder / _ADAPTER_WEIGHTS, framework="pt") as file:
+            found = set(file.keys())
+        if expected != found:
+            odd = sorted(expected ^ found)[0]
+            raise ArtifactError(
+                f"the saved adapter {folder} does not fit its base {base.path!r}: {odd} is on one side only"
+            )
+    return model
 
 
 def _flush(folder: Path) -> None:

@@ -210,5 +210,5 @@ def local_backend(run: OpenedRun, settings: ServeSettings) -> VoteBackend:
 
     threads = run.ctx.config.runtime.threads
     count = (os.cpu_count() or 1) if threads == "auto" else threads
-    members = LocalMembers(run.ctx.config, run.ctx.run_dir, threads=count, models=len(run.refs))
+    members = LocalMembers(run.ctx.config, run.ctx.run_dir, threads=count, refs=run.refs)
     return VoteBackend(run, members, settings)

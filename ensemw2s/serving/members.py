@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.pool import LocalPool, Pending, SupervisorPool
-from ensemw2s.engine.tasks import ProgressEvent
+from ensemw2s.engine.tasks import ModelRef, ProgressEvent
+from ensemw2s.engine.together import share_bases
 
 
 class Members(SupervisorPool, Protocol):
@@ -30,17 +31,19 @@ class LocalMembers:
         config: of the run, with absolute paths.
         run_dir: the run directory.
         threads: torch threads.
-        models: how many models are held.
+        refs: their models; all are held, and adapters of one base share it.
     """
 
-    def __init__(self, config: ExperimentConfig, run_dir: Any, *, threads: int, models: int) -> None:
+    def __init__(
+        self, config: ExperimentConfig, run_dir: Any, *, threads: int, refs: Sequence[ModelRef]
+    ) -> None:
         def make() -> Any:
             from ensemw2s.serving.member import ServedSupervisor
 
-            return ServedSupervisor(config, run_dir, threads=threads, report=quiet, models_kept=models)
+            return ServedSupervisor(config, run_dir, threads=threads, report=quiet, models_kept=len(refs))
 
-        self._pool = LocalPool(make)
-        self.size = models
+        self._pool = share_bases(LocalPool(make), refs)
+        self.size = len(refs)
 
     def submit(self, slot: int, method: str, *args: Any) -> Pending:
         return self._pool.submit(0, method, *args)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import choices, common, overhead, reweight, train
+from benchmarks import adapters, choices, common, overhead, reweight, train
 from benchmarks.material import encode, read_questions, tiny_model
 from ensemw2s.config import ModelConfig
 from ensemw2s.models.loading import load_model, load_tokenizer
@@ -106,6 +106,12 @@ class TestChoices:
 def test_reweighting_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert reweight.main([*QUICK, "--tokens", "20000"]) == 0
     assert "reweighting 20,000 tokens" in capsys.readouterr().out
+
+
+def test_members_on_one_base_decode_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapters.main([*QUICK, "--members", "2", "--rows", "1", "3"]) == 0
+    lines = [t for t in capsys.readouterr().out.splitlines() if t.endswith("| 100.00% |")]
+    assert [line.split("|")[1].strip() for line in lines] == ["1", "1", "3", "3"]
 
 
 def test_training_runs_and_all_learn_the_same(capsys: pytest.CaptureFixture[str]) -> None:
