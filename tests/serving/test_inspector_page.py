@@ -198,7 +198,8 @@ class TestAnswers:
                 assert width == pytest.approx(100 * chance, rel=1e-3)
         chosen = detail.locator("tr.chosen .value").first
         expect(chosen).to_have_text(f"{100 * token['probability']:.1f} %")
-        expect(page.locator("#status")).to_contain_text("Token 3")
+        expect(page.locator("#looked")).to_contain_text("Token 3")
+        expect(page.locator("#status")).to_contain_text("Answered: ")
 
     def test_going_on_with_another_token_and_back(self, open_page: Any, real_url: str) -> None:
         page = open_page()

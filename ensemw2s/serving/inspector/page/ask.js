@@ -10,6 +10,10 @@ import { Votes } from "./votes.js";
 
 const TOP = 5;
 
+/** Members that were asked for their vote and did not give it: they are down, and a quorum answered. */
+const missing = (answer, asked) =>
+  answer.ensemw2s.voted < asked ? ` Only ${answer.ensemw2s.voted} of ${asked} members voted.` : "";
+
 const quoted = (text) => `“${visible(text.trim()).replace(/\.$/, "")}”`;
 
 export class Ask {
@@ -99,6 +103,8 @@ export class Ask {
     byId("choices").value = (sample.choices ?? []).join("\n");
     const choose = sample.choices !== null && this.model.cannot_choose === null;
     this.setKind(choose ? "choose" : "question");
+    // The list makes way for the members and the answer.
+    byId("samples").open = false;
     byId("go").focus();
   }
 
@@ -116,7 +122,7 @@ export class Ask {
   }
 
   voteAgain() {
-    if (this.last === null || !this.votes.rows.some((row) => row.on.checked)) return;
+    if (this.last === null || this.votes.voting === 0) return;
     this.start(this.last, this.forced, this.tokens.ids.slice(this.forced.length));
   }
 
@@ -164,6 +170,7 @@ export class Ask {
     const { kind, text, length } = question;
     const body = { model: this.model.name, weights: this.votes.weights, max_tokens: length, top: Math.min(TOP, this.run.limits.top), forced, earlier };
     body[kind === "prompt" ? "prompt" : "question"] = text;
+    const asked = this.votes.voting;
     let end = null;
     for await (const event of events("answer", body, mine.signal)) {
       if (this.running !== mine) return null;
@@ -177,19 +184,20 @@ export class Ask {
     }
     this.tokens.end(end);
     const why = end.finish === "length" ? " It was cut at its longest length." : "";
-    return { text: end.text, said: `Answered: ${quoted(end.text)}.${why}${this.quorum(end)}` };
+    return { text: end.text, said: `Answered: ${quoted(end.text)}.${why}`, missing: missing(end, asked) };
   }
 
   async choose(question, mine) {
     const { text, choices } = question;
+    const asked = this.votes.voting;
     const result = await post("choose", { model: this.model.name, question: text, choices, weights: this.votes.weights }, mine.signal);
     if (this.running !== mine) return null;
     byId("tokens-part").hidden = true;
     byId("detail").hidden = true;
     this.result = result;
     this.drawChoices(null);
-    const said = `Voted: ${quoted(result.label)}, with ${percent(result.confidence)}.${this.quorum(result)}`;
-    return { text: result.label, said };
+    const said = `Voted: ${quoted(result.label)}, with ${percent(result.confidence)}.`;
+    return { text: result.label, said, missing: missing(result, asked) };
   }
 
   drawChoices(truth) {
@@ -197,16 +205,11 @@ export class Ask {
     byId("choice-part").hidden = false;
   }
 
-  quorum(answer) {
-    const { voted, members } = answer.ensemw2s;
-    return voted < members ? ` ${voted} of ${members} members voted.` : "";
-  }
-
   compare(before, now) {
     let said = now.said;
     const changed = before !== null && before.text !== now.text;
     if (before !== null && !changed) said = `The same answer: ${quoted(now.text)}.`;
-    byId("status").textContent = said;
+    byId("status").textContent = said + now.missing;
     byId("before").hidden = !changed;
     if (changed) byId("before").replaceChildren("Before: ", el("del", {}, quoted(before.text)));
   }
@@ -228,7 +231,8 @@ export class Ask {
     showDetail(token, place, this.names, this.tokens.weights, (id) => this.force(place, id));
     if (!byHand) return;
     const [same, all] = heads(token);
-    byId("status").textContent = `Token ${place + 1}, ${visible(token.text)}: first choice of ${same} of ${all}. Who voted for what stands below.`;
+    // What is seen below is said to those who cannot see it.
+    byId("looked").textContent = `Token ${place + 1}, ${visible(token.text)}: first choice of ${same} of ${all}. Who voted for what stands below.`;
   }
 
   force(place, id) {

@@ -41,6 +41,11 @@ export class Votes {
     return this.rows.some((row) => !row.on.checked || Number(row.slider.value) !== row.own);
   }
 
+  /** How many members are switched on. */
+  get voting() {
+    return this.rows.filter((row) => row.on.checked).length;
+  }
+
   /** Weights for the server, null for the run's own. */
   get weights() {
     if (!this.touched) return null;
@@ -68,8 +73,7 @@ export class Votes {
       row.slider.setAttribute("aria-valuetext", row.share.value);
     }
     byId("reset").disabled = !this.touched;
-    const nobody = this.rows.every((row) => !row.on.checked);
-    byId("votes-note").textContent = nobody
+    byId("votes-note").textContent = this.voting === 0
       ? "Nobody votes: switch at least one member on."
       : "Switch a member off or change its weight: the answer is voted on again.";
   }
