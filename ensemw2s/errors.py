@@ -58,5 +58,22 @@ class WorkerFailure(EnsemW2SError):
     """A worker process died more often than the configuration allows; the run can be continued."""
 
 
+class MemberLost(WorkerFailure):
+    """Whoever works for a member dies, and ``runtime.quorum`` lets the run go on without it.
+
+    Args:
+        attempt: the member's.
+        doing: training, scoring or decoding.
+        reason: in words.
+    """
+
+    def __init__(self, attempt: int, doing: str, reason: str) -> None:
+        super().__init__(attempt, doing, reason)
+        self.attempt, self.doing, self.reason = attempt, doing, reason
+
+    def __str__(self) -> str:
+        return f"member {self.attempt:02d} is lost while {self.doing}: {self.reason}"
+
+
 class TrainingDiverged(UserError):
     """The loss of a training is not finite any more; the settings of that training have to change."""

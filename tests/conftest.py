@@ -20,6 +20,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 # Ray's workers would wait for every other process of the tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A node that was killed is known to be dead after 5 s, not 15.
+os.environ.setdefault("RAY_health_check_period_ms", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

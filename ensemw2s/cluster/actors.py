@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ensemw2s.cluster.placement import SupervisorPlan
+from ensemw2s.cluster.pool import Happened, RayPool
 from ensemw2s.config import ExperimentConfig
-from ensemw2s.engine.pool import Pending, SupervisorPool
+from ensemw2s.engine.lost import lost_attempts
+from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome, Until
-from ensemw2s.errors import EnsemW2SError, ResourceError, WorkerFailure
+from ensemw2s.runs.store import RunStore
 
 REPORT_EVERY_SECONDS = 0.5
 
@@ -49,72 +49,9 @@ class SupervisorActor:
         """Run one method."""
         return getattr(self._supervisor, method)(*args)
 
-
-class RayPending:
-    """A call under way."""
-
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
-
-    def result(self) -> Any:
-        try:
-            return ray.get(self._reference)
-        except ray.exceptions.RayTaskError as error:
-            raise unwrap(error) from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerFailure(
-                f"a weak supervisor died more often than runtime.max_failures allows ({_first_line(error)}); "
-                "run the same command to continue"
-            ) from error
-
-
-class RayPool:
-    """Supervisor actors, one placement-group bundle each, started when the first work comes."""
-
-    def __init__(
-        self, config: ExperimentConfig, run_dir: Path, plan: SupervisorPlan, threads: int, coordinator: Any
-    ) -> None:
-        self.size = plan.size
-        self._config, self._run_dir, self._plan = config, run_dir, plan
-        self._threads, self._coordinator = threads, coordinator
-        self._group: PlacementGroup | None = None
-        self._actors: list[Any] = []
-
-    def submit(self, slot: int, method: str, *args: Any) -> Pending:
-        if not self._actors:
-            self._start()
-        return RayPending(self._actors[slot % self.size].call.remote(method, *args))
-
-    def _start(self) -> None:
-        self._group = placement_group(self._plan.bundles, strategy="PACK")
-        if not self._group.wait(timeout_seconds=300):
-            self.close()
-            raise ResourceError(
-                f"the cluster is busy: {self.size} supervisors with {self._plan.bundles[0]} each were not placed in 300 s; wait, or lower "
-                "runtime.supervisors"
-            )
-        failures = self._config.runtime.max_failures
-        remote = ray.remote(SupervisorActor)
-        for index in range(self.size):
-            actor = remote.options(
-                num_cpus=self._plan.cpus,
-                num_gpus=self._plan.gpus,
-                max_restarts=failures,
-                max_task_retries=failures,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=index
-                ),
-            ).remote(self._config, self._run_dir, self._threads, self._coordinator)
-            self._actors.append(actor)
-
-    def close(self) -> None:
-        """Give the devices back."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
+    def where(self) -> str:
+        """The node's id."""
+        return str(ray.get_runtime_context().get_node_id())
 
 
 class RayExecutor:
@@ -127,17 +64,39 @@ class RayExecutor:
         plan: SupervisorPlan,
         threads: tuple[int, int],
         coordinator: Any,
+        happened: Happened,
+        group_name: str = "",
     ) -> None:
         self._config, self._run_dir, self._plan = config, run_dir, plan
-        self._threads, self._coordinator = threads, coordinator
+        self._threads, self._coordinator, self._happened = threads, coordinator, happened
+        self._store, self._group_name = RunStore(run_dir), group_name
+        self._pool: RayPool | None = None
 
     @contextmanager
     def supervisors(self) -> Iterator[SupervisorPool]:
-        pool = RayPool(self._config, self._run_dir, self._plan, self._threads[0], self._coordinator)
+        if self._pool is None:
+            self._pool = RayPool(
+                self._config,
+                self._run_dir,
+                self._plan,
+                self._threads[0],
+                self._coordinator,
+                quorum=self._config.runtime.quorum,
+                members=lambda: self._config.boosting.rounds - len(lost_attempts(self._store)),
+                happened=self._happened,
+                group_name=self._group_name,
+            )
         try:
-            yield pool
+            yield self._pool
         finally:
-            pool.close()
+            if not self._config.runtime.keep_supervisors:
+                self.close()
+
+    def close(self) -> None:
+        """Give the supervisors' devices back."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def train_students(self, tasks: Sequence[StudentTask], scratch: Path) -> Iterator[TrainOutcome]:
         from ensemw2s.cluster.strong import train_with_deepspeed
@@ -167,35 +126,48 @@ class CoordinatorActor:
         with self._guard:
             return self._events[since:]
 
-    def run(self, own: Any, until: Until = "results") -> dict[str, Any]:
-        """The pipeline; `own` is this actor's handle, for the workers' progress."""
+    def happened(self, kind: str, fields: dict[str, Any]) -> None:
+        """Write down and tell what became of a worker."""
+        RunStore(self._run_dir).event(kind, **fields)
+        self.note(ProgressEvent(in_words(kind, fields), 0, 0))
+
+    def run(
+        self, own: Any, until: Until = "results", *, lock_seconds: float = 30.0, group_name: str = ""
+    ) -> dict[str, Any]:
+        """The pipeline; `own` is this actor's handle, for the workers' progress.
+
+        `lock_seconds`: how long to wait for a process that holds the run; the lock of one that died may outlive it.
+        `group_name`: of the supervisors' placement group.
+        """
         from ensemw2s.cluster.strong import uses_gpu
         from ensemw2s.engine.context import RunContext
         from ensemw2s.engine.pipeline import Pipeline
         from ensemw2s.engine.sharing import share
-        from ensemw2s.runs.store import RunStore
 
         store = RunStore(self._run_dir)
-        store.lock()
+        store.lock(lock_seconds)
+        on_ray = RayExecutor(
+            self._config,
+            self._run_dir,
+            self._plan,
+            self._threads,
+            own,
+            lambda kind, **fields: self.happened(kind, fields),
+            group_name,
+        )
         try:
             ctx = RunContext(self._config, store, self.note)
-            on_ray = RayExecutor(self._config, self._run_dir, self._plan, self._threads, own)
             device = "cuda" if self._plan.gpus > 0 and self._config.runtime.device != "cpu" else "cpu"
             strong = "cuda" if uses_gpu(self._config) else "cpu"
             trainer = f"deepspeed {self._config.runtime.strong_workers} x {strong}"
             executor = share(on_ray, self._config, store, ctx.say, device=device, trainer=trainer)
             return Pipeline(ctx, executor).run(until)
         finally:
+            on_ray.close()
             store.unlock()
 
 
-def unwrap(error: ray.exceptions.RayTaskError) -> BaseException:
-    """The error that the remote code raised, where it is one of ours; else the RayTaskError with its traceback."""
-    cause = error.cause if isinstance(error.cause, BaseException) else None
-    while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, BaseException):
-        cause = cause.cause
-    return cause if isinstance(cause, EnsemW2SError) else error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+def in_words(kind: str, fields: dict[str, Any]) -> str:
+    """What became of a worker, for the log."""
+    rest = ", ".join(f"{name} {value}" for name, value in fields.items())
+    return f"{kind.replace('_', ' ')}: {rest}"

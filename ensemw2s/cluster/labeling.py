@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
-from ensemw2s.cluster.actors import CoordinatorActor, RayPool
+from ensemw2s.cluster.actors import CoordinatorActor, in_words
 from ensemw2s.cluster.placement import check_fits, plan_supervisors, threads_per_process
+from ensemw2s.cluster.pool import RayPool
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import SupervisorPool
 
@@ -41,7 +42,15 @@ def supervisors(ctx: RunContext, n_members: int) -> Iterator[SupervisorPool]:
         .options(num_cpus=0)
         .remote(ctx.config, ctx.run_dir, plan, (threads, threads))
     )
-    pool = RayPool(ctx.config, ctx.run_dir, plan, threads, notes)
+    # No quorum: without a member the others would give other labels.
+    pool = RayPool(
+        ctx.config,
+        ctx.run_dir,
+        plan,
+        threads,
+        notes,
+        happened=lambda kind, **fields: ctx.say(in_words(kind, fields)),
+    )
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(ctx, notes, ended), daemon=True)
     watcher.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,12 +80,11 @@ def check_fits(what: str, bundles: Sequence[Resources], nodes: Sequence[Resource
         return
     asked = _sum(bundles)
     total = _sum(nodes)
-    each = ", ".join(f"{v:g} {k}" for k, v in bundles[0].items())
+    kinds = Counter(", ".join(f"{v:g} {k}" for k, v in bundle.items()) for bundle in bundles)
+    each = " and ".join(f"{n} x ({kind})" for kind, n in kinds.items())
     there = " and ".join(f"{total.get(k, 0.0):g} {k}" for k in sorted(set(asked) | {"CPU"}))
     spread = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
-    raise ResourceError(
-        f"{what}: {len(bundles)} x ({each}) does not fit the cluster, which has {there}{spread}: lower {knobs}"
-    )
+    raise ResourceError(f"{what}: {each} does not fit the cluster, which has {there}{spread}: lower {knobs}")
 
 
 def threads_per_process(runtime: RuntimeConfig, processes: int, cores: int) -> int:

@@ -6,18 +6,23 @@ import logging
 import os
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ensemw2s.cluster.address import why_unreachable
+from ensemw2s.cluster.failures import FailureCounts, FailureLimits, decide
 from ensemw2s.cluster.placement import SupervisorPlan, check_fits, plan_supervisors, threads_per_process
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.prepare import Prepared
 from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import ResourceError, WorkerFailure
+from ensemw2s.runs.store import RunStore
 
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 180.0
+"""for the lock of a coordinator that died; that of a machine that is gone ends with its lease"""
 
 
 @contextmanager
@@ -100,6 +105,13 @@ def check_cluster(config: ExperimentConfig) -> tuple[SupervisorPlan, tuple[int, 
         nodes,
         "runtime.strong_workers or runtime.cpus_per_strong_worker",
     )
+    if runtime.keep_supervisors:
+        check_fits(
+            "the weak supervisors and the strong model's workers at a time (runtime.keep_supervisors)",
+            [*plan.bundles, *[worker] * runtime.strong_workers],
+            nodes,
+            "runtime.supervisors, or leave out runtime.keep_supervisors",
+        )
     cores = int(min((n["CPU"] for n in nodes if n.get("CPU")), default=1.0))
     return plan, (
         threads_per_process(runtime, plan.size, cores),
@@ -114,35 +126,76 @@ def run_on_ray(
     show: Callable[[ProgressEvent], None],
     until: Until = "results",
 ) -> dict[str, Any]:
-    """Run the pipeline in a coordinator actor and show its progress; returns the results."""
+    """Run the pipeline in a coordinator actor and show its progress; returns the results.
+
+    A coordinator that dies is made again, up to runtime.max_failures times; the run goes on from what is committed.
+
+    Raises:
+        WorkerFailure: it died more often.
+    """
+    from ray.exceptions import RayActorError, RayTaskError
+
+    from ensemw2s.cluster.actors import in_words
+    from ensemw2s.cluster.remote_errors import first_line, unwrap
+
+    limits = FailureLimits(prepared.absolute.runtime.max_failures, 0.0)
+    restarts = 0
+    while True:
+        try:
+            return _run_once(prepared, plan, threads, show, until, LOCK_SECONDS if restarts else 30.0)
+        except RayTaskError as error:
+            raise unwrap(error) from error
+        except RayActorError as error:
+            if decide("actor_died", FailureCounts(restarts, 0.0, 1), limits) != "retry":
+                raise WorkerFailure(
+                    f"the coordinator died ({first_line(error)}): run the same command to continue from the last committed stage"
+                ) from error
+            restarts += 1
+            RunStore(prepared.run_dir).event("coordinator_restarted", restarts=restarts)
+            show(ProgressEvent(in_words("coordinator_restarted", {"restarts": restarts}), 0, 0))
+
+
+def _run_once(
+    prepared: Prepared,
+    plan: SupervisorPlan,
+    threads: tuple[int, int],
+    show: Callable[[ProgressEvent], None],
+    until: Until,
+    lock_seconds: float,
+) -> dict[str, Any]:
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from ensemw2s.cluster.actors import CoordinatorActor, unwrap
+    from ensemw2s.cluster.actors import CoordinatorActor
+    from ensemw2s.cluster.pool import remove_group
 
-    # Threads of the coordinator: the pipeline, the watching driver, and the workers' progress.
+    # Beside the driver, which the run cannot do without either: the loss of another node then costs no more than its members.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Threads of the coordinator: the pipeline, the watching driver, the workers' progress, and what became of them.
     coordinator = (
         ray.remote(CoordinatorActor)
-        .options(num_cpus=0, max_concurrency=4)
+        .options(num_cpus=0, max_concurrency=4, scheduling_strategy=here)
         .remote(prepared.absolute, prepared.run_dir, plan, threads)
     )
-    running = coordinator.run.remote(coordinator, until)
+    group = f"ensemw2s-{uuid.uuid4().hex}"
+    running = coordinator.run.remote(coordinator, until, lock_seconds=lock_seconds, group_name=group)
     seen = 0
     try:
         while True:
             finished, _ = ray.wait([running], timeout=POLL_SECONDS)
-            events = ray.get(coordinator.events.remote(seen))
+            try:
+                events = ray.get(coordinator.events.remote(seen))
+            except ray.exceptions.ActorUnavailableError:
+                # The run's own call tells whether it is dead.
+                events = []
             seen += len(events)
             for event in events:
                 show(event)
             if finished:
                 results: dict[str, Any] = ray.get(running)
                 return results
-    except ray.exceptions.RayTaskError as error:
-        raise unwrap(error) from error
-    except ray.exceptions.RayActorError as error:
-        raise WorkerFailure(
-            f"the coordinator died ({str(error).strip().splitlines()[0]}): run the same command to continue from the last committed stage"
-        ) from error
     finally:
         if ray.is_initialized():
+            # Its supervisors and trainers end with it.
             ray.kill(coordinator)
+            remove_group(group)

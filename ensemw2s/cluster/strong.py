@@ -89,6 +89,7 @@ def _fit(
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_failure_notes(coordinator)],
         ),
     )
     try:
@@ -99,6 +100,19 @@ def _fit(
             f"training the strong model ({names}) failed: {_last_line(error)}; "
             "run the same command to continue from its last checkpoint"
         ) from error
+
+
+def _failure_notes(coordinator: Any) -> Any:
+    """A Ray Train callback that tells the coordinator when workers failed; Ray Train then starts the group again."""
+    from ray.train import UserCallback
+
+    class FailureNotes(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            error = _last_line(next(iter(worker_exceptions.values())))
+            fields = {"ranks": sorted(worker_exceptions), "error": error[:200]}
+            coordinator.happened.remote("strong_workers_failed", fields)
+
+    return FailureNotes()
 
 
 def _collect(task: StudentTask) -> TrainOutcome:

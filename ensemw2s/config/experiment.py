@@ -201,6 +201,15 @@ class RuntimeConfig(Section):
         description="members that are adapters of one base hold it once where they are in one process, and answer in one forward; "
         "false: each in a copy of its base (the same up to rounding)",
     )
+    quorum: PositiveInt | None = Field(
+        None,
+        description="go on without a member whose worker dies more often than that, as long as so many members are left; "
+        "results.json then says so. Default: the run stops",
+    )
+    keep_supervisors: bool = Field(
+        False,
+        description="hold the supervisors' devices while students train, which saves starting them again; by default they are free then",
+    )
     cache: str | None = Field(
         None,
         description="folder in which runs share equal work (trained members and students, scores); default: none",
@@ -245,6 +254,10 @@ class ExperimentConfig(Section):
         if isinstance(self.vote.rounds, int) and self.vote.rounds > self.boosting.rounds:
             raise ValueError(
                 f"vote.rounds {self.vote.rounds} is more than boosting.rounds {self.boosting.rounds}"
+            )
+        if self.runtime.quorum is not None and self.runtime.quorum > self.boosting.rounds:
+            raise ValueError(
+                f"runtime.quorum {self.runtime.quorum} is more than boosting.rounds {self.boosting.rounds}"
             )
         return self
 

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ensemw2s.core.boosting import (
 from ensemw2s.core.voting import choice_scores, pick_choice
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit
+from ensemw2s.engine.lost import lost_attempts, lost_members
 from ensemw2s.engine.pool import Pending, SupervisorPool
 from ensemw2s.engine.tasks import MemberTask, ModelRef, TokenScores, TrainOutcome, add_costs, cost
 from ensemw2s.engine.votes import collect_votes, submit_votes
@@ -68,11 +70,17 @@ def member_stage(attempt: int) -> str:
 
 
 def load_records(ctx: RunContext) -> list[MemberRecord]:
-    """The committed attempts, in order."""
+    """The committed attempts, in order, without those that were lost while they were trained."""
     records: list[MemberRecord] = []
-    while (stage := ctx.store.done(member_stage(len(records)))) is not None:
-        records.append(MemberRecord(**stage.info["record"]))
-    return records
+    lost = {int(info["attempt"]) for info in lost_members(ctx.store) if not info["trained"]}
+    attempt = 0
+    while True:
+        if attempt not in lost:
+            stage = ctx.store.done(member_stage(attempt))
+            if stage is None:
+                return records
+            records.append(MemberRecord(**stage.info["record"]))
+        attempt += 1
 
 
 class Boosting:
@@ -95,6 +103,7 @@ class Boosting:
         self._train = ctx.splits["easy_train"]
         self._units = build_units(self._config, self._train)
         self._pending: dict[int, dict[str, Pending]] = {}
+        self._left_out = lost_attempts(ctx.store)
 
     def run(self) -> list[MemberRecord]:
         """All attempts, kept and dropped; goes on from what is committed.
@@ -103,19 +112,22 @@ class Boosting:
             UserError: no member is better than the prior.
         """
         records = load_records(self._ctx)
-        state = self._load_state(len(records))
+        state = self._load_state(records)
+        lost = lost_members(self._ctx.store)
+        untrained = {int(info["attempt"]) for info in lost if not info["trained"]}
         for n, before in enumerate(records, start=1):
-            if before.kept:
+            if before.kept and before.attempt not in self._left_out:
                 self._after_round(records[:n])
-        while len(state.alphas) < self._config.rounds and not _stopped(records):
-            record, state = self._attempt(len(records), state)
+        # A member that was lost before it was there is one round less.
+        while len(state.alphas) < self._config.rounds - len(untrained) and not _stopped(records):
+            attempt = next(i for i in count(_last(records) + 1) if i not in untrained)
+            record, state = self._attempt(attempt, state)
             records.append(record)
             if record.kept:
                 self._after_round(records)
                 self._submit_votes(record)
-        for record in records:
-            if record.kept:
-                self._collect_votes(record)
+        for record in self._voting(records):
+            self._collect_votes(record)
         if not any(r.kept for r in records):
             last = records[-1]
             raise UserError(
@@ -148,7 +160,7 @@ class Boosting:
         )
         pending = self._pool.submit(attempt, "train_member", task)
         # The member before scores its other splits meanwhile; its votes are committed when they are there.
-        for before in [r for r in load_records(self._ctx) if r.kept]:
+        for before in self._voting(load_records(self._ctx)):
             self._collect_votes(before)
         outcome: TrainOutcome = pending.result()
 
@@ -320,6 +332,9 @@ class Boosting:
 
     # -- votes that nothing waits for ------------------------------------------------------------------------
 
+    def _voting(self, records: list[MemberRecord]) -> list[MemberRecord]:
+        return [r for r in records if r.kept and r.attempt not in self._left_out]
+
     def _submit_votes(self, record: MemberRecord) -> None:
         if record.attempt not in self._pending:
             self._pending[record.attempt] = submit_votes(
@@ -341,10 +356,10 @@ class Boosting:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"state-{attempt:02d}.npz", **state.to_arrays(), wrong=np.packbits(wrong))  # type: ignore[arg-type]
 
-    def _load_state(self, n_attempts: int) -> BoostingState:
-        if n_attempts == 0:
+    def _load_state(self, records: list[MemberRecord]) -> BoostingState:
+        if not records:
             return BoostingState.start(self._units)
-        with np.load(self._ctx.run_dir / "boosting" / f"state-{n_attempts - 1:02d}.npz") as arrays:
+        with np.load(self._ctx.run_dir / "boosting" / f"state-{_last(records):02d}.npz") as arrays:
             return BoostingState.from_arrays({k: arrays[k] for k in arrays.files})
 
 
@@ -356,6 +371,11 @@ def build_units(config: BoostingConfig, split: EncodedSplit) -> Units:
         window=config.window if config.unit == "window" else None,
         wrong_share=config.wrong_share,
     )
+
+
+def _last(records: list[MemberRecord]) -> int:
+    """The number of the last attempt; -1 before the first."""
+    return records[-1].attempt if records else -1
 
 
 def _stopped(records: list[MemberRecord]) -> bool:

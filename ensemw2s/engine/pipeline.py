@@ -25,9 +25,10 @@ from ensemw2s.engine.answers import (
     model_answers,
 )
 from ensemw2s.engine.baselines import ensure_few_shot, random_noise_labels
-from ensemw2s.engine.boosting import Boosting, MemberRecord
+from ensemw2s.engine.boosting import Boosting, MemberRecord, load_records
 from ensemw2s.engine.checks import check_ceiling, check_labels, taught_rows
 from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.lost import drop_member, lost_attempts
 from ensemw2s.engine.merging import ensure_merged, voting_ensemble
 from ensemw2s.engine.pool import Executor, SupervisorPool
 from ensemw2s.engine.results import build_results, write_results
@@ -35,6 +36,7 @@ from ensemw2s.engine.soft_labels import ensure_token_labels, labels_path, tokens
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent, StudentTask, Until, cost
 from ensemw2s.engine.teaching import asks_teacher
+from ensemw2s.errors import MemberLost
 from ensemw2s.runs.store import file_hash
 
 
@@ -55,21 +57,15 @@ class Pipeline:
         Raises:
             UserError: the settings cannot give a result (no useful member, diverged training, no labels).
         """
-        ctx = self._ctx
         with self._executor.supervisors() as pool:
-            records = Boosting(ctx, pool, lambda so_far: self._after_round(pool, so_far)).run()
-            ensemble = kept_ensemble(ctx, records)
-            selected = self._select(pool, ensemble)
-            ensure_merged(ctx, pool, ensemble, selected)
-            voters = voting_ensemble(ctx, ensemble, selected)
-            self._labels(pool, ensemble.first(1), voters)
-            if until == "labels":
-                return {}
-            self._soft_labels(pool, ensemble.first(1), voters)
-            self._baselines(pool)
-            for t in range(1, len(ensemble.refs) + 1):
-                ensure_ensemble_answers(ctx, pool, ensemble.first(t), ctx.test_splits)
-            ensure_ensemble_answers(ctx, pool, voters, ["easy_val", *ctx.test_splits])
+            while True:
+                try:
+                    records, ensemble, selected = self._vote(pool, until)
+                    break
+                except MemberLost as lost:
+                    self._go_on_without(lost)
+        if until == "labels":
+            return {}
         self._students(("ceiling", "on_easy"))
         with self._executor.supervisors() as pool:
             self._score_students(pool, ("ceiling", "on_easy"))
@@ -79,6 +75,30 @@ class Pipeline:
         with self._executor.supervisors() as pool:
             self._score_students(pool, last)
         return self._results(records, ensemble, selected)
+
+    def _vote(self, pool: SupervisorPool, until: Until) -> tuple[list[MemberRecord], Ensemble, int]:
+        """All that the weak models do: the rounds, the choice of the voters, the labels, the answers to the test sets."""
+        ctx = self._ctx
+        records = Boosting(ctx, pool, lambda so_far: self._after_round(pool, so_far)).run()
+        ensemble = kept_ensemble(ctx, records)
+        selected = self._select(pool, ensemble)
+        ensure_merged(ctx, pool, ensemble, selected)
+        voters = voting_ensemble(ctx, ensemble, selected)
+        self._labels(pool, ensemble.first(1), voters)
+        if until == "results":
+            self._soft_labels(pool, ensemble.first(1), voters)
+            self._baselines(pool)
+            for t in range(1, len(ensemble.refs) + 1):
+                ensure_ensemble_answers(ctx, pool, ensemble.first(t), ctx.test_splits)
+            ensure_ensemble_answers(ctx, pool, voters, ["easy_val", *ctx.test_splits])
+        return records, ensemble, selected
+
+    def _go_on_without(self, lost: MemberLost) -> None:
+        """Leave a member out; what was made with it is made again by the others."""
+        records = {r.attempt: r for r in load_records(self._ctx)}
+        own = records.get(lost.attempt)
+        round_number = own.round if own is not None else 1 + sum(r.kept for r in records.values())
+        drop_member(self._ctx, lost, round_number, trained=own is not None)
 
     def _after_round(self, pool: SupervisorPool, records: list[MemberRecord]) -> None:
         """Say how well the members so far label easy_val."""
@@ -281,8 +301,9 @@ class Pipeline:
 
 
 def kept_ensemble(ctx: RunContext, records: list[MemberRecord]) -> Ensemble:
-    """The kept members, in order."""
-    kept = [r for r in records if r.kept]
+    """The kept members, in order, without those that were lost since."""
+    lost = lost_attempts(ctx.store)
+    kept = [r for r in records if r.kept and r.attempt not in lost]
     return Ensemble(
         tuple(f"member-{r.attempt:02d}" for r in kept),
         tuple(r.ref(ctx.run_dir) for r in kept),

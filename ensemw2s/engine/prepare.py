@@ -180,7 +180,9 @@ def begin_run(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:
 
 def _begin(prepared: Prepared, store: RunStore) -> None:
     config = prepared.config
-    if not store.exists:
+    if store.exists:
+        store.event("continued", committed=len(store.stages()))
+    else:
         store.create(config.identity(), config.identity_hash())
     write_atomic(store.folder / "config.yaml", dump_config(config))
     from ensemw2s.engine.bases import convert_bases

@@ -25,6 +25,8 @@ from ensemw2s.engine.checks import chance, label_correct, taught_rows
 from ensemw2s.engine.context import FEW_SHOT, RunContext
 from ensemw2s.engine.diagnostics import diagnose
 from ensemw2s.engine.difficulty import describe_difficulty
+from ensemw2s.engine.lost import lost_members
+from ensemw2s.engine.lost import sentence as lost_sentence
 from ensemw2s.engine.merging import voting_ensemble
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
@@ -101,6 +103,7 @@ def build_results(
         for split, own in answers.items()
     }
     kept = [r for r in records if r.kept]
+    lost = lost_members(ctx.store)
     select = ctx.store.require("select").info
     data_info = ctx.store.require("splits").info
     staged_splits = [*evaluated, "hard_train"] if ctx.multiple_choice else evaluated
@@ -123,6 +126,7 @@ def build_results(
         },
         "split_check": {k: data_info[k] for k in ("duplicates_dropped", "same_question_warnings")},
         "members": [_member(r) for r in records],
+        "lost_members": lost,
         "effective_sample_size": [r.effective_sample_size for r in kept],
         "n_units": len(unit_weights(ctx, records[-1].attempt)),
         "token_weight": token_weight(ctx, kept),
@@ -137,7 +141,7 @@ def build_results(
         },
         "diagnostics": diagnose(ctx, ensemble, selected, answers),
         "difficulty": describe_difficulty(ctx, right),
-        "warnings": [*data_info["warnings"], *ctx.warnings],
+        "warnings": [*data_info["warnings"], *ctx.warnings, *map(lost_sentence, lost)],
     }
     wanted = config.evaluation.baselines
     for system in (*SYSTEMS, *(EXTRA[b] for b in EXTRA if b in wanted)):

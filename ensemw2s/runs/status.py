@@ -114,6 +114,9 @@ def next_step(stages: Mapping[str, StageRecord], rounds: int) -> str | None:
     if "select" not in stages:
         attempts = [stages[name].info for name in stages if name.startswith("member-")]
         kept = sum(1 for info in attempts if info["decision"] == "keep")
+        # Members that were lost before they were there are rounds less.
+        lost = [stages[name].info for name in stages if name.startswith("lost-")]
+        rounds -= sum(1 for info in lost if not info["trained"])
         if kept < rounds and not any(info["decision"] == "stop" for info in attempts):
             return f"train a member for round {kept + 1} of {rounds}"
         return "choose how many members vote, on easy_val"

@@ -12,7 +12,7 @@ import ray
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from ensemw2s.cluster.actors import unwrap
+from ensemw2s.cluster.remote_errors import unwrap
 from ensemw2s.engine.pool import Pending
 from ensemw2s.errors import WorkerFailure
 

@@ -13,6 +13,7 @@ import pytest
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.engine.tasks import ProgressEvent
 from ensemw2s.errors import ResourceError
 from ensemw2s.runs.store import RunStore
 
@@ -40,15 +41,29 @@ ON_RAY = {
 }
 
 
-def run(config: dict[str, Any]) -> api.RunResult:
-    return api.run(ExperimentConfig.model_validate(config))
+def run(
+    config: dict[str, Any], progress: Callable[[ProgressEvent], None] = lambda event: None
+) -> api.RunResult:
+    return api.run(ExperimentConfig.model_validate(config), progress=progress)
 
 
 @pytest.fixture(scope="module")
 def both(ray_cluster: None, make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Any:
     local = run(make_tiny(tmp_path_factory.mktemp("local"), **SETTINGS))
-    on_ray = run(make_tiny(tmp_path_factory.mktemp("ray"), **SETTINGS, runtime=ON_RAY))
+    on_ray = run(make_tiny(tmp_path_factory.mktemp("ray"), **SETTINGS, runtime=ON_RAY), look)
     return local, on_ray
+
+
+FREE: dict[str, list[float]] = {"round": [], "student": []}
+
+
+def look(event: ProgressEvent) -> None:
+    """Note the GPUs that are free while members and students train."""
+    import ray
+
+    kind = event.task.split()[0]
+    if kind in FREE and event.total > 1:
+        FREE[kind].append(ray.available_resources().get("GPU", 0.0))
 
 
 def test_members_votes_and_labels_are_equal(both: Any) -> None:
@@ -85,6 +100,9 @@ def test_two_deepspeed_workers_take_the_serial_step(both: Any) -> None:
 def test_only_devices_asked_for_are_used(both: Any) -> None:
     import ray
 
+    # Two supervisors have one each; they are gone while students train, which use none here.
+    assert min(FREE["round"]) == 2.0
+    assert max(FREE["student"]) == 4.0
     # Everything was given back.
     assert ray.available_resources().get("GPU") == 4.0
     cost = both[1].results["cost"]["student-single"]
@@ -98,6 +116,34 @@ def test_more_gpus_than_there_are(ray_cluster: None, make_tiny: MakeConfig, tmp_
     ):
         run(config)
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_supervisors_may_be_kept_where_there_is_room_for_students_beside_them(
+    ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path
+) -> None:
+    from ensemw2s.cluster.actors import RayExecutor
+    from ensemw2s.cluster.runner import check_cluster
+
+    def config(**runtime: Any) -> ExperimentConfig:
+        return ExperimentConfig.model_validate(
+            make_tiny(tmp_path, **SETTINGS, runtime={**ON_RAY, "device": "auto", **runtime})
+        )
+
+    check_cluster(config(supervisors=3))
+    with pytest.raises(
+        ResourceError,
+        match=r"5 x \(0.5 CPU, 1 GPU\) does not fit .* 4 GPU: lower runtime.supervisors, or leave out",
+    ):
+        check_cluster(config(supervisors=3, keep_supervisors=True))
+    kept = config(supervisors=2, keep_supervisors=True)
+    plan, threads = check_cluster(kept)
+    for keep, chosen in ((True, kept), (False, config(supervisors=2))):
+        executor = RayExecutor(chosen, tmp_path, plan, threads, None, lambda kind, **fields: None)
+        with executor.supervisors() as first:
+            pass
+        with executor.supervisors() as second:
+            assert (first is second) == keep
+        executor.close()
 
 
 def test_a_user_error_crosses_the_actors(ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ MakeConfig = Callable[..., dict[str, Any]]
 
 
 class Notes:
-    """Stands where the coordinator receives progress; counts the second student's steps."""
+    """Stands where the coordinator receives progress; counts the second student's steps, and keeps what happened."""
 
     def __init__(self) -> None:
         self._done = 0
+        self._events: list[tuple[str, dict[str, Any]]] = []
 
     def note(self, event: ProgressEvent) -> None:
         if event.task == "student on_easy":
@@ -36,8 +37,14 @@ class Notes:
     def done(self) -> int:
         return self._done
 
+    def happened(self, kind: str, fields: dict[str, Any]) -> None:
+        self._events.append((kind, fields))
 
-def train(make_tiny: MakeConfig, folder: Path, *, kill_at: int | None) -> tuple[list[Any], list[bytes], bool]:
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        return self._events
+
+
+def train(make_tiny: MakeConfig, folder: Path, *, kill_at: int | None) -> tuple[Any, ...]:
     import ray
 
     from ensemw2s.models.loading import load_tokenizer
@@ -79,10 +86,11 @@ def train(make_tiny: MakeConfig, folder: Path, *, kill_at: int | None) -> tuple[
     def kill() -> None:
         while not killed.is_set():
             if ray.get(notes.done.remote()) >= (kill_at or 0):
+                # Of this Ray: others may run on the machine.
                 workers = [
                     p
-                    for p in psutil.process_iter(["cmdline"])
-                    if "RayTrainWorker" in " ".join(p.info["cmdline"] or ())
+                    for p in psutil.Process().children(recursive=True)
+                    if "RayTrainWorker" in " ".join(p.cmdline())
                 ]
                 if workers:
                     workers[0].send_signal(signal.SIGKILL)
@@ -95,16 +103,19 @@ def train(make_tiny: MakeConfig, folder: Path, *, kill_at: int | None) -> tuple[
     was_killed = killed.is_set()
     killed.set()
     weights = [(task.output / "model.safetensors").read_bytes() for task in tasks]
-    return outcomes, weights, was_killed
+    return outcomes, weights, was_killed, ray.get(notes.events.remote())
 
 
 def test_a_killed_worker_resumes_to_the_same_weights(
     ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path
 ) -> None:
     """Killed while the group trains its second student. Bit for bit: float32, one thread a worker, the same workers."""
-    undisturbed, weights, _ = train(make_tiny, tmp_path / "undisturbed", kill_at=None)
-    disturbed, other, was_killed = train(make_tiny, tmp_path / "disturbed", kill_at=30)
+    undisturbed, weights, _, nothing = train(make_tiny, tmp_path / "undisturbed", kill_at=None)
+    disturbed, other, was_killed, events = train(make_tiny, tmp_path / "disturbed", kill_at=30)
     assert was_killed
+    assert nothing == []
+    assert [kind for kind, _ in events] == ["strong_workers_failed"]
+    assert events[0][1]["ranks"] in ([0], [1], [0, 1])
     assert all(o.steps > 30 for o in undisturbed)
     assert [o.losses for o in undisturbed] == [o.losses for o in disturbed]
     assert weights == other
