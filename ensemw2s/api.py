@@ -22,6 +22,7 @@ from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import RunDirectoryError, UserError
 from ensemw2s.opening import Show, local_executor, locked_run, open_run
 from ensemw2s.settings import config_from_mapping, load_config
+from ensemw2s.tracking import check_trackers, tracked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +83,7 @@ def run(
     from ensemw2s.engine.prepare import check_directory
 
     config = as_config(config, overrides)
+    check_trackers(config)
     store = check_directory(config)
     if store.exists and {"results", "report"} <= set(store.stages()) and store.is_whole():
         return RunResult(store.folder, read_results(store.folder), ran=False)
@@ -94,7 +96,10 @@ def run(
     needed = peak_disk(estimate(prepared, 1e12), prepared)
     if config.runtime.executor == "local":
         begin_run(prepared, store, needed)
-        with locked_run(prepared.absolute, store.folder, progress) as ctx:
+        with (
+            tracked(config, store.folder, progress) as watched,
+            locked_run(prepared.absolute, store.folder, watched) as ctx,
+        ):
             from ensemw2s.engine.pipeline import Pipeline
             from ensemw2s.engine.sharing import share
             from ensemw2s.models.device import pick_device
@@ -104,13 +109,16 @@ def run(
                 local_executor(ctx), ctx.config, ctx.store, ctx.say, device=device, trainer=f"torch {device}"
             )
             results = Pipeline(ctx, executor).run(until)
+            watched.results(results)
     else:
         from ensemw2s.cluster.runner import check_cluster, ray_session, run_on_ray
 
         with ray_session(config):
             plan, threads = check_cluster(config)
             begin_run(prepared, store, needed)
-            results = run_on_ray(prepared, plan, threads, progress, until)
+            with tracked(config, store.folder, progress) as watched:
+                results = run_on_ray(prepared, plan, threads, watched, until)
+                watched.results(results)
     return RunResult(store.folder, results, ran=True)
 
 

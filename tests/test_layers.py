@@ -27,7 +27,7 @@ LAYERS = (
     ("cluster",),
     ("serving",),
     ("doctor", "progress"),
-    ("opening",),
+    ("opening", "tracking"),
     ("rating",),
     ("api",),
     ("comparisons", "sweeps"),

@@ -231,7 +231,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
         checkpoint=checkpoint,
         checkpoint_steps=config.runtime.checkpoint_steps,
         progress=lambda done, total, loss: report_progress(
-            ProgressEvent(f"student {task.name}", done, total, f"loss {loss:.3f}")
+            ProgressEvent(f"student {task.name}", done, total, f"loss {loss:.3f}", {"loss": loss})
         ),
         frozen=frozen,
         cache_activations=config.runtime.cache_activations,

@@ -210,6 +210,10 @@ class RuntimeConfig(Section):
         False,
         description="hold the supervisors' devices while students train, which saves starting them again; by default they are free then",
     )
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (),
+        description="where losses, accuracies and results go beside the run directory; each needs its package",
+    )
     cache: str | None = Field(
         None,
         description="folder in which runs share equal work (trained members and students, scores); default: none",

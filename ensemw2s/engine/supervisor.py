@@ -133,7 +133,7 @@ class WeakSupervisor:
             checkpoint=checkpoint if steps or ref.side == "strong" else None,
             checkpoint_steps=steps,
             progress=lambda done, total, loss: self._report(
-                ProgressEvent(name, done, total, f"loss {loss:.3f}")
+                ProgressEvent(name, done, total, f"loss {loss:.3f}", {"loss": loss})
             ),
             autocast=None if compute == torch.float32 else compute,
             frozen=frozen,
