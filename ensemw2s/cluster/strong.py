@@ -201,12 +201,16 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
 
     tokenizer = load_tokenizer(model_config)
-    data = student_training_set(
-        config, payload["run_dir"], EncodedSplits(payload["run_dir"], config.data, tokenizer), task
-    )
+    splits = EncodedSplits(payload["run_dir"], config.data, tokenizer, model_config.head)
+    data = student_training_set(config, payload["run_dir"], splits, task)
     bf16 = resolve_dtype(model_config.dtype, str(device)) == torch.bfloat16
     model = load_model(
-        model_config, device=str(device), dtype=torch.float32, for_training=True, seed=task.seed
+        model_config,
+        device=str(device),
+        dtype=torch.float32,
+        for_training=True,
+        seed=task.seed,
+        n_classes=splits.n_classes,
     )
     frozen = freeze(model, model_config)
     accumulation = BatchPlan(data, training, task.seed, world_size).accumulation

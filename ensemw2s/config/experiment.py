@@ -47,7 +47,7 @@ class BoostingConfig(Section):
     prior: Literal["pretrained", "warmup", "unigram", "chance", "classes"] = Field(
         "pretrained",
         description="the uninformed learner: the pretrained weak model; the same after a few steps; always the commonest "
-        "target token; guessing among the choices (unit choice); one class in the vocabulary (SAMME)",
+        "target token; guessing among the choices (unit choice); one of the vocabulary, or of the classes with head classifier (SAMME)",
     )
     prior_warmup_steps: PositiveInt = Field(8, description="prior warmup: optimizer steps")
     learning_rate: PositiveFloat = Field(
@@ -252,6 +252,26 @@ class ExperimentConfig(Section):
                 f"{value!r} is a URI, and a run directory is a folder of a file system: {advice}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ExperimentConfig:
+        weak, strong = self.weak.models[0].head, self.strong.model.head
+        if any(model.head != weak for model in self.weak.models):
+            raise ValueError("the weak models vote together: give all of them the same head")
+        if weak == "classifier" and self.boosting.prior == "pretrained":
+            raise ValueError(
+                "boosting.prior pretrained is a head that has learned something, and head classifier has a new one: use classes "
+                "(SAMME), unigram, warmup, or chance with unit choice"
+            )
+        if "classifier" in (weak, strong) and self.labels.targets == "tokens":
+            raise ValueError(
+                "labels.targets tokens are of a vocabulary, and a classifier has classes: use choices or hard"
+            )
+        if strong == "classifier" and "few_shot" in self.evaluation.baselines:
+            raise ValueError(
+                "baseline few_shot needs a strong model that reads answers: give strong.model.head lm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ExperimentConfig:

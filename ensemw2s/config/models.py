@@ -38,6 +38,11 @@ class ModelConfig(Section):
         "auto", description="auto: bfloat16 where the GPU computes it well, else float32"
     )
     lora: LoraConfig | None = Field(None, description="train adapters instead of all weights")
+    head: Literal["lm", "classifier"] = Field(
+        "lm",
+        description="lm: the model's own output head; classifier: a new head with one output for each choice, for data whose "
+        "samples all have the same choices (classification)",
+    )
     trainable: Literal["all", "head"] | PositiveInt = Field(
         "all",
         description="what fine-tuning changes: all weights; the last N layers (and the final norm; the layers below need no gradient "
@@ -59,6 +64,10 @@ class ModelConfig(Section):
         if self.lora is not None and self.trainable != "all":
             raise ValueError(
                 f"lora trains adapters in all layers, and trainable {self.trainable} a part of the weights: give one of them"
+            )
+        if self.lora is not None and self.head == "classifier":
+            raise ValueError(
+                "lora trains adapters only, and head classifier has a new head to train: leave lora out, or use trainable for less"
             )
         return self
 

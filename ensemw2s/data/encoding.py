@@ -59,14 +59,16 @@ def split_context(context: str, continuation: str) -> tuple[str, str]:
     return stripped, context[len(stripped) :] + continuation
 
 
-def target_ids(encoded: EncodedSample, eos_id: int) -> Ids:
-    """(m + 1,) training target: the right continuation's m ids, then the end-of-text token.
+def target_ids(encoded: EncodedSample, eos_id: int | None) -> Ids:
+    """(m + 1,) training target: the right continuation's m ids, then the end-of-text token; without one, (m,).
 
     Raises:
         ValueError: the sample is unlabelled.
     """
     if encoded.target is None:
         raise ValueError(f"sample {encoded.id!r} is unlabelled: it has no training target")
+    if eos_id is None:
+        return encoded.continuations[encoded.target]
     return np.append(encoded.continuations[encoded.target], np.int32(eos_id)).astype(np.int32)
 
 
@@ -83,6 +85,7 @@ class Encoder:
         too_long: refuse longer samples, or cut the prompt from the left until they fit.
         add_bos: put the begin-of-text token first.
         prefix: text before every prompt, after the begin-of-text token.
+        classes: for a classification head: the choices of every sample; a continuation is then one id, the index of its class.
 
     Raises:
         DataError: ``add_bos`` and the tokenizer has no begin-of-text token.
@@ -97,9 +100,11 @@ class Encoder:
         too_long: Literal["error", "truncate_prompt"] = "error",
         add_bos: bool = False,
         prefix: str = "",
+        classes: tuple[str, ...] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._prefix = prefix
+        self.classes = classes
         self._prompt = prompt
         self._max_length = max_length
         self._too_long = too_long
@@ -143,7 +148,12 @@ class Encoder:
         pairs: list[tuple[str, list[str], tuple[str, ...]]] = []
         for sample in samples:
             filled = self._prefix + self._prompt.replace("{question}", sample.question)
-            answers = sample.choices or (() if sample.answer_text is None else (sample.answer_text,))
+            answers: tuple[str, ...] = sample.choices or (
+                () if sample.answer_text is None else (sample.answer_text,)
+            )
+            if self.classes is not None:
+                self._check_classes(sample)
+                answers = ()
             context = split_context(filled, "")[0]
             pairs.append((context, [context + split_context(filled, " " + a)[1] for a in answers], answers))
         # One pass over all texts: the tokenizer is fastest on many.
@@ -152,6 +162,14 @@ class Encoder:
             self._assemble(sample, next(ids), [next(ids) for _ in answers], answers)
             for sample, (_, _, answers) in zip(samples, pairs, strict=True)
         ]
+
+    def _check_classes(self, sample: Sample) -> None:
+        if sample.choices != self.classes:
+            shown = "no choices" if sample.choices is None else f"the choices {list(sample.choices)}"
+            raise DataError(
+                f"head classifier needs the same choices in every sample, in one order: {sample.id!r} has {shown}, others "
+                f"{list(self.classes or ())}: set columns.classes, or use head lm"
+            )
 
     def _tokenize(self, texts: list[str]) -> Iterator[list[int]]:
         for begin in range(0, len(texts), _BATCH_TEXTS):
@@ -177,6 +195,8 @@ class Encoder:
                     f"the answer {answer!r} of sample {sample.id!r} has no token of its own after the "
                     "prompt: end data.prompt differently, or reword the answer"
                 )
+        if self.classes is not None:
+            continuations = tuple(np.array([k], dtype=np.int32) for k in range(len(self.classes)))
         if sample.choices is not None:
             target = sample.answer if isinstance(sample.answer, int) else None
         else:
@@ -186,7 +206,10 @@ class Encoder:
             prompt=np.asarray(self._bos + context, dtype=np.int32),
             continuations=continuations,
             target=target,
-            n_bytes=tuple(len(answer.encode()) for answer in answers),
+            # A class has no length: every kind of score is its log-probability.
+            n_bytes=tuple(len(answer.encode()) for answer in answers)
+            if self.classes is None
+            else (1,) * len(self.classes),
         )
 
     def _truncate(self, item: EncodedSample) -> EncodedSample:

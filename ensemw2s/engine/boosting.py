@@ -296,7 +296,8 @@ class Boosting:
         if self._config.prior == "unigram":
             return unigram_prior_error(np.concatenate(self._train.targets)), nothing
         if self._config.prior == "classes":
-            return 1.0 - 1.0 / len(self._ctx.splits.tokenizer), nothing
+            n_classes = self._ctx.splits.n_classes or len(self._ctx.splits.tokenizer)
+            return 1.0 - 1.0 / n_classes, nothing
         ref, spent = ModelRef("weak", index), []
         if self._config.prior == "warmup":
             ref, trained = self._warm_up(index)

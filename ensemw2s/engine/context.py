@@ -57,7 +57,7 @@ class RunContext:
         from ensemw2s.models.loading import load_tokenizer
 
         tokenizer = load_tokenizer(converted(self.run_dir, model))
-        return EncodedSplits(self.run_dir, self.config.data, tokenizer, prefix)
+        return EncodedSplits(self.run_dir, self.config.data, tokenizer, model.head, prefix)
 
     def side_splits(self, system: str) -> EncodedSplits:
         """The splits in the tokens of a system: weak-* and member-* are weak, all others strong."""

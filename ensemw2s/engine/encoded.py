@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from ensemw2s.config import DataConfig, ExperimentConfig
 from ensemw2s.data.encoding import EncodedSample, Encoder, target_ids
 from ensemw2s.data.samples import Sample, samples_from_table
+from ensemw2s.errors import ConfigError
+
+Head = Literal["lm", "classifier"]
 
 
 class EncodedSplit:
@@ -26,11 +29,12 @@ class EncodedSplit:
     def __init__(self, samples: list[Sample], encoder: Encoder, eos_id: int) -> None:
         self.samples = samples
         self.encoded: list[EncodedSample] = encoder.encode(samples)
-        self._eos_id = eos_id
+        # A class is one target and ends by itself.
+        self._eos_id = eos_id if encoder.classes is None else None
 
     @cached_property
     def targets(self) -> list[np.ndarray]:
-        """Per sample the target tokens: the answer's, then end-of-text; int32 (m_i,)."""
+        """Per sample the target tokens: the answer's, then end-of-text; its class, for a classifier; int32 (m_i,)."""
         return [target_ids(e, self._eos_id) for e in self.encoded]
 
     @cached_property
@@ -70,13 +74,32 @@ def offsets_of(lengths: list[int]) -> np.ndarray:
 
 
 class EncodedSplits:
-    """The splits in ``run_dir/splits``, encoded when first asked for."""
+    """The splits in ``run_dir/splits``, encoded when first asked for.
 
-    def __init__(self, run_dir: Path, data: DataConfig, tokenizer: Any, prefix: str = "") -> None:
+    Args:
+        run_dir: the run directory.
+        data: how texts become tokens.
+        tokenizer: of the model that reads them.
+        head: of that model; a classifier's answers are classes.
+        prefix: text before every prompt.
+    """
+
+    def __init__(
+        self, run_dir: Path, data: DataConfig, tokenizer: Any, head: Head = "lm", prefix: str = ""
+    ) -> None:
         self._run_dir = run_dir
         self.tokenizer = tokenizer
-        self.encoder = make_encoder(data, tokenizer, prefix)
+        classes = classes_of(head, self._samples("easy_train")) if head == "classifier" else None
+        self.encoder = make_encoder(data, tokenizer, prefix, classes)
         self._cache: dict[str, EncodedSplit] = {}
+
+    @property
+    def n_classes(self) -> int | None:
+        """Outputs of the model's head; None where they are tokens."""
+        return None if self.encoder.classes is None else len(self.encoder.classes)
+
+    def _samples(self, name: str) -> list[Sample]:
+        return samples_from_table(pq.read_table(self._run_dir / "splits" / f"{name}.parquet"))
 
     def names(self) -> list[str]:
         """The splits, easy_train, easy_val, hard_train, test first."""
@@ -86,8 +109,7 @@ class EncodedSplits:
 
     def __getitem__(self, name: str) -> EncodedSplit:
         if name not in self._cache:
-            table = pq.read_table(self._run_dir / "splits" / f"{name}.parquet")
-            self._cache[name] = self.encode(samples_from_table(table))
+            self._cache[name] = self.encode(self._samples(name))
         return self._cache[name]
 
     def encode(self, samples: list[Sample]) -> EncodedSplit:
@@ -95,7 +117,22 @@ class EncodedSplits:
         return EncodedSplit(samples, self.encoder, int(self.tokenizer.eos_token_id))
 
 
-def make_encoder(data: DataConfig, tokenizer: Any, prefix: str = "") -> Encoder:
+def classes_of(head: Head, samples: list[Sample]) -> tuple[str, ...] | None:
+    """The classes of a classifier: the choices of the first sample, which all others must have, too.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if head == "lm":
+        return None
+    if samples[0].choices is None:
+        raise ConfigError("head classifier needs data with choices, the same for every sample: use head lm")
+    return samples[0].choices
+
+
+def make_encoder(
+    data: DataConfig, tokenizer: Any, prefix: str = "", classes: tuple[str, ...] | None = None
+) -> Encoder:
     """The encoder that a configuration asks for; a text that stands before every prompt has room beside ``max_length``."""
     return Encoder(
         tokenizer,
@@ -104,6 +141,7 @@ def make_encoder(data: DataConfig, tokenizer: Any, prefix: str = "") -> Encoder:
         too_long=data.too_long,
         add_bos=data.add_bos,
         prefix=prefix,
+        classes=classes,
     )
 
 

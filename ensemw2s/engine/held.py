@@ -9,7 +9,7 @@ from typing import Any
 
 from ensemw2s.config import ExperimentConfig, ModelConfig
 from ensemw2s.engine.bases import converted
-from ensemw2s.engine.tasks import ModelRef
+from ensemw2s.engine.tasks import ModelRef, Side
 from ensemw2s.models.adapters import SharedBase, is_plain_adapter, load_shared
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.loading import load_model
@@ -26,9 +26,18 @@ class HeldModels:
         run_dir: the run directory.
         device: where they go.
         kept: how many are held at a time; members that share a base are one.
+        n_classes: says how many classes a side's classification heads have; None where they predict tokens.
     """
 
-    def __init__(self, config: ExperimentConfig, run_dir: Path, device: str, kept: int) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        device: str,
+        kept: int,
+        n_classes: Callable[[Side], int | None],
+    ) -> None:
+        self._n_classes = n_classes
         self._config, self._run_dir, self._device = config, run_dir, device
         self.kept = kept
         self._held: OrderedDict[str, Any] = OrderedDict()
@@ -50,7 +59,7 @@ class HeldModels:
 
         def load() -> Any:
             if ref.folder is None:
-                return load_model(base, device=self._device, dtype=dtype)
+                return load_model(base, device=self._device, dtype=dtype, n_classes=self._n_classes(ref.side))
             return load_saved(ref.folder, device=self._device, dtype=dtype, base=base)
 
         return self._hold(ref.key, load)
@@ -65,9 +74,12 @@ class HeldModels:
         """Let those of these members share a base that can: plain LoRA adapters of the same model."""
         by_base: dict[str, list[ModelRef]] = {}
         for ref in refs:
-            if self._config.runtime.share_bases and ref.folder is not None and is_plain_adapter(ref.folder):
+            base = self.config_of(ref)
+            if not self._config.runtime.share_bases or ref.folder is None or base.head == "classifier":
+                continue
+            if is_plain_adapter(ref.folder):
                 changes = {"lora": None, "label": None, "gradient_checkpointing": False}
-                base = self.config_of(ref).model_copy(update=changes)
+                base = base.model_copy(update=changes)
                 by_base.setdefault(base.model_dump_json(), []).append(ref)
         groups = [tuple(group) for group in by_base.values() if len(group) > 1]
         self._groups = {ref.key: group for group in groups for ref in group}

@@ -46,6 +46,8 @@ def pretrained_key(model: ModelConfig) -> str:
     if model.trainable == "all":
         # As before there was a choice, so that what was stored then is found.
         del how["trainable"]
+    if model.head == "lm":
+        del how["head"]
     return content_key({"content": content, "how": how})
 
 

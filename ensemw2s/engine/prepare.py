@@ -15,7 +15,7 @@ from ensemw2s.config import ExperimentConfig, identity_differences
 from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
-from ensemw2s.engine.encoded import EncodedSplit, few_shot_prefix, make_encoder, prefix_length
+from ensemw2s.engine.encoded import EncodedSplit, classes_of, few_shot_prefix, make_encoder, prefix_length
 from ensemw2s.engine.teaching import check_teaching
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
 from ensemw2s.runs.store import RunStore, write_atomic
@@ -134,8 +134,12 @@ def prepare(config: ExperimentConfig) -> Prepared:
     encoded: dict[str, EncodedSplit] = {}
     truncated: dict[str, set[str]] = {}
     # Weak and strong must see the same samples: both tokenizers are asked, nothing is ever left out.
-    for tokenizer in tokenizers[-1:] if prints[-1] == prints[0] else (tokenizers[-1], tokenizers[0]):
-        encoder = make_encoder(absolute.data, tokenizer)
+    heads = absolute.strong.model.head, absolute.weak.models[0].head
+    sides = ((tokenizers[-1], heads[0]), (tokenizers[0], heads[1]))
+    for tokenizer, head in sides[:1] if prints[-1] == prints[0] and heads[0] == heads[1] else sides:
+        encoder = make_encoder(
+            absolute.data, tokenizer, classes=classes_of(head, splits.samples["easy_train"])
+        )
         for name, samples in splits.samples.items():
             truncated.setdefault(name, set()).update(encoder.too_long_ids(samples))
             encoded[name] = EncodedSplit(samples, encoder, int(tokenizer.eos_token_id))

@@ -218,10 +218,13 @@ def _heaviest(ctx: RunContext, weights: np.ndarray, n: int) -> list[dict[str, An
         stop = int(units.offsets[unit + 1] - split.target_offsets[sample])
         target = split.targets[sample]
         context = str(tokenizer.decode(np.concatenate([split.encoded[sample].prompt, target[:start]])))
+        token = str(tokenizer.decode(target[start:stop]))
+        if ctx.splits.n_classes is not None:
+            token = str(split.samples[sample].answer_text)
         rows.append(
             {
                 "sample": split.samples[sample].id,
-                "token": str(tokenizer.decode(target[start:stop])),
+                "token": token,
                 "context": context[-120:],
                 "times_uniform": float(weights[unit] * len(weights)),
             }

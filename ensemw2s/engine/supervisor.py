@@ -33,7 +33,7 @@ from ensemw2s.engine.tasks import (
     TrainOutcome,
     cost,
 )
-from ensemw2s.errors import WorkerFailure
+from ensemw2s.errors import ConfigError, WorkerFailure
 from ensemw2s.models.averaging import average_weights
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.distributions import probabilities_of, top_tokens
@@ -74,7 +74,7 @@ class WeakSupervisor:
         self._device = pick_device(config.runtime.device)
         choose_accelerator(self._device)
         self._splits: dict[Side, EncodedSplits] = {}
-        self._models = HeldModels(config, run_dir, self._device, models_kept)
+        self._models = HeldModels(config, run_dir, self._device, models_kept, self._n_classes)
         self._decodes = DecodeWorker()
 
     # -- training --------------------------------------------------------------------------------------------
@@ -111,7 +111,12 @@ class WeakSupervisor:
         model_config = self._models.config_of(ref)
         compute = resolve_dtype(model_config.dtype, self._device)
         model = load_model(
-            model_config, device=self._device, dtype=torch.float32, for_training=True, seed=seed
+            model_config,
+            device=self._device,
+            dtype=torch.float32,
+            for_training=True,
+            seed=seed,
+            n_classes=self._n_classes(ref.side),
         )
         frozen = freeze(model, model_config)
         tokenizer = self._side(ref.side).tokenizer
@@ -276,6 +281,10 @@ class WeakSupervisor:
         self._decodes.end(ref.key)
 
     def _for_decoding(self, ref: ModelRef) -> tuple[Any, int]:
+        if self._models.config_of(ref).head == "classifier":
+            raise ConfigError(
+                "head classifier chooses a class and writes no text: label questions with `ensemw2s label`"
+            )
         return self._models.voting(ref), int(self._side(ref.side).tokenizer.eos_token_id)
 
     def device(self) -> str:
@@ -294,6 +303,11 @@ class WeakSupervisor:
 
     def _side(self, side: Side) -> EncodedSplits:
         if side not in self._splits:
-            tokenizer = load_tokenizer(self._models.config_of(ModelRef(side)))
-            self._splits[side] = EncodedSplits(self._run_dir, self._config.data, tokenizer)
+            model = self._models.config_of(ModelRef(side))
+            self._splits[side] = EncodedSplits(
+                self._run_dir, self._config.data, load_tokenizer(model), model.head
+            )
         return self._splits[side]
+
+    def _n_classes(self, side: Side) -> int | None:
+        return self._side(side).n_classes

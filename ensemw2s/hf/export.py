@@ -68,9 +68,14 @@ def export_ensemble(
 
     Raises:
         RunDirectoryError: the folder is not empty or cannot be written.
-        ModelError: members of different vocabularies, or an unknown dtype.
+        ModelError: members of different vocabularies or with classification heads, or an unknown dtype.
         ArtifactError: a member is damaged.
     """
+    if ctx.splits.n_classes is not None:
+        raise ModelError(
+            "members with head classifier vote on classes, not on tokens: each of members/NN is a model for sequence classification "
+            "that transformers loads as it is"
+        )
     target = Path(output).absolute()
     wanted = None if dtype in (None, "auto") else resolve_dtype(str(dtype), "cpu")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ModelError
+from ensemw2s.models.classifier import empty_classifier
 from ensemw2s.models.files import check_weights_exist, config_problem, first_line, read_config
 from ensemw2s.models.layers import kept_layers, select_layers
 from ensemw2s.models.quiet import quiet
@@ -62,6 +63,8 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
     kept = kept_layers(model, int(text_config.num_hidden_layers))
     if kept is not None:
         select_layers(built, kept)
+    if model.head == "classifier":
+        empty_classifier(config)
     n_frozen_layers(model, len(kept) if kept is not None else int(text_config.num_hidden_layers))
     shape = built.config.get_text_config(decoder=True)
     return ModelFacts(

@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from ensemw2s.config import LoraConfig, ModelConfig
 from ensemw2s.errors import ModelError, ResourceError
+from ensemw2s.models.classifier import replace_head
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.files import check_weights_exist, first_line, once_per_file, read_config
 from ensemw2s.models.layers import kept_layers, select_layers
@@ -72,6 +73,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     for_training: bool = False,
     seed: int = 0,
+    n_classes: int | None = None,
 ) -> Any:
     """Load pretrained weights and make the model that the configuration describes.
 
@@ -82,6 +84,7 @@ def load_model(
         dtype: number format of the weights; default: ``resolve_dtype(model.dtype, device)``.
         for_training: training mode, and new adapters where ``lora`` is given. Adapters are float32 in every
             case.
+        n_classes: outputs of the new head of a model with ``head`` classifier.
         seed: of the adapters' initial weights; torch's global generators are left as they were.
 
     Returns:
@@ -105,6 +108,10 @@ def load_model(
     if for_training and device == "cpu" and resolve_dtype(model.dtype, device) == torch.bfloat16:
         # Without the matrix units that all else uses there, the fused kernel's backward pass takes a quarter of a step.
         loaded.set_attn_implementation("eager")
+    if model.head == "classifier":
+        if n_classes is None:
+            raise ValueError("a classifier needs the number of its classes")
+        replace_head(loaded, n_classes)
     if for_training and model.lora is not None:
         loaded = _with_adapters(loaded, model.lora, model.path, seed)
     loaded = to_device(loaded, device, model.path)
@@ -120,7 +127,9 @@ def load_model(
     return loaded.train(for_training)
 
 
-def read_weights(model: ModelConfig, source: ModelSource, config: Any, dtype: torch.dtype) -> Any:
+def read_weights(
+    model: ModelConfig, source: ModelSource, config: Any, dtype: torch.dtype, kind: Any = AutoModelForCausalLM
+) -> Any:
     """All weights into memory, on the CPU, in evaluation mode; ModelError when any is missing or broken."""
     extra = source.arguments()
     if source.gguf_file:
@@ -129,7 +138,7 @@ def read_weights(model: ModelConfig, source: ModelSource, config: Any, dtype: to
         extra["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with quiet(source.local):
-            loaded, report = AutoModelForCausalLM.from_pretrained(
+            loaded, report = kind.from_pretrained(
                 source.path,
                 config=config,
                 dtype=dtype,
@@ -147,12 +156,12 @@ def read_weights(model: ModelConfig, source: ModelSource, config: Any, dtype: to
             f"the weights of model {model.path!r} cannot be loaded: {first_line(error)}"
         ) from error
     # transformers fills in missing weights at random and only prints a report about it.
-    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if report.get(kind):
-            example = sorted(map(str, report[kind]))[0]
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if report.get(problem):
+            example = sorted(map(str, report[problem]))[0]
             raise ModelError(
-                f"the weights of model {model.path!r} do not fit its config.json: {len(report[kind])} "
-                f"{kind.replace('_', ' ')}, for example {example}: download the model again"
+                f"the weights of model {model.path!r} do not fit its config.json: {len(report[problem])} "
+                f"{problem.replace('_', ' ')}, for example {example}: download the model again"
             )
     if source.gguf_file:
         # Left in place, these make save_pretrained refuse a model whose weights are plain tensors by now.

@@ -12,9 +12,11 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
 
 from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ArtifactError, ModelError, RunDirectoryError
+from ensemw2s.models.classifier import causal_form, sequence_classifier
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.files import check_weights_exist, first_line, read_config
 from ensemw2s.models.loading import load_model, load_tokenizer, read_weights, to_device
@@ -66,6 +68,8 @@ def save_model(
         with quiet(True):
             if _is_adapter(model):
                 _write_adapter(model, draft, state_dict)
+            elif base.head == "classifier":
+                sequence_classifier(model).save_pretrained(draft)
             else:
                 model.save_pretrained(draft, state_dict=None if state_dict is None else dict(state_dict))
             tokenizer.save_pretrained(draft)
@@ -113,7 +117,13 @@ def load_saved(
     source = ModelSource(str(target), None, local=True)
     try:
         check_weights_exist(here, source)
-        model = read_weights(here, source, read_config(here, source), wanted)
+        config = read_config(here, source)
+        if origin.head == "classifier":
+            model = causal_form(
+                read_weights(here, source, config, wanted, AutoModelForSequenceClassification)
+            )
+        else:
+            model = read_weights(here, source, config, wanted)
     except ModelError as error:
         raise ArtifactError(f"the saved model is damaged: {error}") from error
     return to_device(model, device, str(target)).eval()

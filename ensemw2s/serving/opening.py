@@ -96,4 +96,10 @@ def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None) -> Open
         raise ArtifactError(
             f"{run_dir} has no student yet: run `ensemw2s run` on it to the end, or serve the ensemble alone"
         )
+    for name, ensemble in ensembles.items():
+        side = ctx.config.strong.model if ensemble.refs[0].side == "strong" else ctx.config.weak.models[0]
+        if side.head == "classifier":
+            raise UserError(
+                f"the {name} has head classifier and writes no text to serve: label questions with `ensemw2s label {run_dir}`"
+            )
     return OpenedRun(ctx, ensembles, int((folder / MANIFEST).stat().st_mtime))

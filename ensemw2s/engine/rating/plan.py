@@ -134,7 +134,7 @@ def plan_folds(config: ExperimentConfig, options: RatingOptions, samples: list[S
 
 def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
     from ensemw2s.data.encoding import tokenizer_fingerprint
-    from ensemw2s.engine.encoded import make_encoder
+    from ensemw2s.engine.encoded import classes_of, make_encoder
     from ensemw2s.models.device import pick_device
     from ensemw2s.models.facts import inspect_model
     from ensemw2s.models.loading import load_tokenizer
@@ -151,7 +151,7 @@ def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
             )
         tokenizer = load_tokenizer(model)
         prints.setdefault(tokenizer_fingerprint(tokenizer), model.display_name)
-        make_encoder(config.data, tokenizer).encode(samples)
+        make_encoder(config.data, tokenizer, classes=classes_of(model.head, samples)).encode(samples)
     if len(prints) > 1:
         raise ModelError(
             f"the weak models {' and '.join(prints.values())} have different tokenizers: rate with models of one family"
