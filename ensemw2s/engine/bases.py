@@ -11,7 +11,7 @@ from ensemw2s.engine.keys import pretrained_key
 from ensemw2s.models.facts import flops_per_token, inspect_model
 from ensemw2s.models.sources import resolve_source
 from ensemw2s.models.storage import convert_model
-from ensemw2s.models.trainable import n_frozen_layers
+from ensemw2s.models.trainable import trained_share
 from ensemw2s.runs.cache import ResultCache, content_key, link_tree
 from ensemw2s.runs.store import RunStore
 
@@ -31,7 +31,7 @@ def forward_flops(model: ModelConfig) -> float:
 def training_flops(model: ModelConfig) -> float:
     """Estimated FLOPs of training on one token."""
     facts = inspect_model(model)
-    share = 1.0 - n_frozen_layers(model, facts.n_layers) / facts.n_layers
+    share = trained_share(model, facts.n_layers)
     return flops_per_token(
         facts.n_compute_parameters, training=True, adapter=model.lora is not None, trained_share=share
     )

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensemw2s.config import ModelConfig
 from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.prepare import Prepared
+from ensemw2s.models.trainable import trained_share
 
 # Small models on short rows reach about this share of the speed of a large matrix product.
 EFFICIENCY = 0.4
-# Kaplan et al. 2020 (arXiv 2001.08361), section 2.1: FLOPs a parameter and token.
-FORWARD, TRAIN = 2.0, 6.0
+# Kaplan et al. 2020 (arXiv 2001.08361), section 2.1: FLOPs a parameter and token; backward for what is trained.
+FORWARD, BACKWARD = 2.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,9 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
     Seconds are a first guess (parameters times tokens over the measured speed), good to about a factor of two.
     """
     config = prepared.config
-    weak = max(
-        (prepared.facts[m.display_name] for m in config.weak.models), key=lambda f: f.n_parameters
-    ).n_parameters
-    strong = prepared.facts[config.strong.model.display_name].n_parameters
+    largest = max(config.weak.models, key=lambda m: prepared.facts[m.display_name].n_parameters)
+    weak, weak_share = _size(prepared, largest)
+    strong, strong_share = _size(prepared, config.strong.model)
     train = {n: _training_tokens(s) for n, s in prepared.encoded.items()}
     read = {n: _scoring_tokens(s, config.vote.max_new_tokens) for n, s in prepared.encoded.items()}
     tests = [n for n in prepared.encoded if n not in ("easy_train", "easy_val", "hard_train")]
@@ -63,12 +64,17 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
     rounds = config.boosting.rounds
     speed = flops_per_second * EFFICIENCY
 
-    def stage(name: str, parameters: int, trained: int, scored: int, memory: int, disk: int) -> StageEstimate:
-        flops = parameters * (TRAIN * trained + FORWARD * scored)
+    def stage(
+        name: str, parameters: int, trained: int, scored: int, memory: int, disk: int, share: float = 1.0
+    ) -> StageEstimate:
+        flops = parameters * ((FORWARD + BACKWARD * share) * trained + FORWARD * scored)
         return StageEstimate(name, trained + scored, flops / speed, memory, disk)
 
-    # float32 weights, gradients and two Adam moments; DeepSpeed holds a flat copy of the weights beside the module's.
-    weak_memory, strong_memory = 16 * weak, 20 * strong
+    # float32 weights, and of what is trained gradients and two Adam moments; DeepSpeed holds a flat copy of its weights, too.
+    weak_memory, strong_memory = (
+        round(weak * (4 + 12 * weak_share)),
+        round(strong * (4 + 16 * strong_share)),
+    )
     epochs, strong_epochs = config.weak.training.epochs, config.strong.training.epochs
     lines = [stage("prior error", weak, 0, train["easy_train"], 4 * weak, 0)]
     lines += [
@@ -79,6 +85,7 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
             train["easy_train"] + train["easy_val"] + votes,
             weak_memory,
             4 * weak,
+            weak_share,
         )
         for t in range(1, rounds + 1)
     ]
@@ -101,9 +108,23 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
         *([("noise", train["hard_train"])] if "random_noise" in config.evaluation.baselines else []),
     ):
         lines.append(
-            stage(f"student {name}", strong, strong_epochs * tokens, evaluated, strong_memory, 4 * strong)
+            stage(
+                f"student {name}",
+                strong,
+                strong_epochs * tokens,
+                evaluated,
+                strong_memory,
+                4 * strong,
+                strong_share,
+            )
         )
     return lines
+
+
+def _size(prepared: Prepared, model: ModelConfig) -> tuple[int, float]:
+    """Parameters, and about which share of them is trained."""
+    facts = prepared.facts[model.display_name]
+    return facts.n_parameters, trained_share(model, facts.n_layers)
 
 
 def peak_disk(lines: list[StageEstimate], prepared: Prepared) -> int:

@@ -53,6 +53,15 @@ def n_frozen_layers(model: ModelConfig, n_layers: int) -> int:
     return n_layers - model.trainable
 
 
+def trained_share(model: ModelConfig, n_layers: int) -> float:
+    """Share of the decoder layers that training changes: 1 for all, 0 for a head alone.
+
+    Raises:
+        ModelError: as :func:`n_frozen_layers`.
+    """
+    return 1.0 - n_frozen_layers(model, n_layers) / n_layers
+
+
 def freeze(model: Any, config: ModelConfig) -> FrozenPart | None:
     """Let gradients flow into the configured part only; None where all of the model is trained.
 

@@ -83,6 +83,16 @@ def test_adapters_are_averaged_as_what_they_change(tiny_weak: Path, tmp_path: Pa
         )
         moved += int(bool(changes[0].any()))
     assert moved > 0
+    # PEFT's own merging of adapters, the exact kind of it: their matrices side by side.
+    import peft
+
+    whole = load_model(base.model_copy(update={"lora": None}), device="cpu", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(whole, str(tmp_path / "0"), adapter_name="a")
+    theirs.load_adapter(str(tmp_path / "1"), adapter_name="b")
+    theirs.add_weighted_adapter(["a", "b"], [0.25, 0.75], "both", combination_type="cat")
+    theirs.set_adapter("both")
+    for name, value in parameters(theirs.merge_and_unload()).items():
+        torch.testing.assert_close(value, merged[name], atol=1e-6, rtol=0)
 
 
 def test_only_one_model_can_be_merged(
