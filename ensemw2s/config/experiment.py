@@ -196,6 +196,11 @@ class RuntimeConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         2, description="restarts of a died worker before the run stops"
     )
+    speculate: Literal["off", "ngram"] = Field(
+        "ngram",
+        description="free answers: tokens that may come next are drafted where the text has said the same before (ngram), and one "
+        "step of all members decides on them; the answers are the same (in float32), the steps fewer",
+    )
     share_bases: bool = Field(
         True,
         description="members that are adapters of one base hold it once where they are in one process, and answer in one forward; "

@@ -118,6 +118,7 @@ def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, 
             top_k=vote.top_k,
             batch_tokens=ctx.config.runtime.batch_tokens,
             eos_ids=pool.submit(0, "end_of_text", ensemble.refs[0]).result(),
+            speculate=ctx.config.runtime.speculate,
         )
         begun = time.monotonic()
         task = f"{ensemble.name}: answers to {split}"
@@ -145,9 +146,13 @@ def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, 
         flops = counts.forwarded * ctx.forward_flops(ensemble.refs[0])
         device = pool.submit(0, "device").result()
         spent = cost(time.monotonic() - begun, counts.forwarded, flops, device)
-        ctx.commit(
-            stage, {"cost": spent, "certified": counts.certified, "asked": counts.asked, "full": counts.full}
-        )
+        how = {
+            "certified": counts.certified,
+            "asked": counts.asked,
+            "full": counts.full,
+            "close": counts.close,
+        }
+        ctx.commit(stage, {"cost": spent, **how})
 
 
 def model_answers(ctx: RunContext, system: str, split: str) -> Answers:

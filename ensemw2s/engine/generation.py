@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ensemw2s.engine.decoding.engine import VotingEngine
-from ensemw2s.engine.decoding.messages import DecodeCounts, DecodeRequest, StepOutput
+from ensemw2s.engine.decoding.messages import DecodeCounts, DecodeRequest, Speculate, StepOutput
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.engine.together import share_bases
@@ -40,12 +40,14 @@ class Generated:
 @dataclass(frozen=True)
 class VoteCounts:
     """How many tokens were certified by what the members sent, and how many took a further question (`asked`: exact
-    values or more tokens; `full`: whole rows); `forwarded` are the tokens that the members read."""
+    values or more tokens; `full`: whole rows); `forwarded` are the tokens that the members read, `close` those that were
+    decided by less than the rounding of the members' number format."""
 
     certified: int
     asked: int
     full: int
     forwarded: int
+    close: int
 
 
 class VotedDecoder:
@@ -61,6 +63,7 @@ class VotedDecoder:
         top_k: tokens that each member sends per step.
         batch_tokens: bound on rows times (longest prompt + max_new_tokens).
         eos_ids: the end-of-text ids.
+        speculate: what drafts tokens; see :class:`ensemw2s.engine.decoding.engine.VotingEngine`.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class VotedDecoder:
         top_k: int,
         batch_tokens: int,
         eos_ids: Sequence[int],
+        speculate: Speculate = "off",
     ) -> None:
         self._pool, self._members = share_bases(pool, members), list(members)
         self._tokenizer = tokenizer
@@ -89,6 +93,7 @@ class VotedDecoder:
             batch_tokens=batch_tokens,
             max_rows=batch_tokens,
             enter_together=ENTER_TOGETHER,
+            speculate=speculate,
         )
 
     @property
@@ -97,7 +102,11 @@ class VotedDecoder:
         counts: DecodeCounts = self._engine.counts
         paths = counts.paths
         return VoteCounts(
-            paths["certified"], paths["candidates"] + paths["wider"], paths["full"], counts.forwarded
+            paths["certified"],
+            paths["candidates"] + paths["wider"],
+            paths["full"],
+            counts.forwarded,
+            counts.close,
         )
 
     def decode(

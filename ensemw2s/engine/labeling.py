@@ -93,6 +93,7 @@ def generate_answers(
         top_k=top_k or rule.top_k,
         batch_tokens=ctx.config.runtime.batch_tokens,
         eos_ids=pool.submit(0, "end_of_text", ensemble.refs[0]).result(),
+        speculate=ctx.config.runtime.speculate,
     )
     return decoder.decode(prompts, lambda done, total: ctx.report(ProgressEvent("answers", done, total)))
 

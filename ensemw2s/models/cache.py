@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import (
     CacheLayerMixin,
@@ -103,6 +104,21 @@ class SlotLayer(CacheLayerMixin):
             raise ValueError(f"crop takes a count that is not positive, got {tokens_to_remove}")
         self._end = max(self._begin, self._end + tokens_to_remove)
 
+    def retract(self, columns: int, kept: np.ndarray) -> None:
+        """Forget some of the newest columns of each row: of the last `columns`, row i keeps the first kept[i], (B,).
+
+        Rows that keep fewer than others move to the right, so that all end in the same column again.
+        """
+        first, longest = self._end - columns, int(kept.max())
+        for fewer in np.unique(longest - kept).tolist():
+            if fewer:
+                rows = torch.from_numpy(np.flatnonzero(longest - kept == fewer)).to(self.device)
+                into = slice(self._begin + fewer, first + longest)
+                out_of = slice(self._begin, first + longest - fewer)
+                self.keys[rows, :, into] = self.keys[rows, :, out_of]
+                self.values[rows, :, into] = self.values[rows, :, out_of]
+        self._end = first + longest
+
     def reset(self) -> None:
         """Forget everything, memory included."""
         self.keys, self.values = None, None  # type: ignore[assignment]
@@ -162,6 +178,11 @@ class SlotCache(DynamicCache):
         other = SlotCache()
         other.layers = [layer.part(rows) for layer in self.layers]
         return other
+
+    def retract(self, columns: int, kept: np.ndarray) -> None:
+        """Of the last `columns` columns row i keeps the first kept[i], (B,)."""
+        for layer in self.layers:
+            layer.retract(columns, kept)
 
     def trim(self, width: int) -> None:
         """Forget the columns left of the last `width`."""

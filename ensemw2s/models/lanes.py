@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemw2s.models.adapters import RoutedModel, SharedBase
-from ensemw2s.models.decoding import StepDecoder, TopK
+from ensemw2s.models.decoding import StepDecoder
+from ensemw2s.models.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +20,15 @@ class Move:
         keep: (n,) rows that go on, in their new order; None where all do.
         tokens: (n,) the token that each of them is continued by.
         prompts: texts of new rows.
+        stand: (m,) of the tokens that the last step appended to each of the rows that are held, how many stand; None: all.
+        drafts: (n, d) what may follow the tokens, -1 where there is none; None: nothing.
     """
 
     keep: np.ndarray | None
     tokens: np.ndarray
     prompts: Sequence[np.ndarray]
+    stand: np.ndarray | None = None
+    drafts: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -53,7 +58,7 @@ class Lanes:
         Raises:
             ValueError, ModelError: as the methods of ``StepDecoder``; the lanes are in doubt then.
         """
-        piece = self._together(list(moves))
+        piece = self._together(moves)
         members = sorted(moves)
         if any(move.keep is not None for move in moves.values()):
             order = _order(piece.owner, moves)
@@ -65,10 +70,15 @@ class Lanes:
                 raise ValueError(f"{len(moves[t].tokens)} tokens came for {held} rows of member {t}")
         if len(piece.owner):
             tokens = np.empty(len(piece.owner), dtype=np.int64)
+            longest = max(0 if m.drafts is None else m.drafts.shape[1] for m in moves.values())
+            drafts = np.full((len(piece.owner), longest), -1, dtype=np.int64)
             for t in members:
-                tokens[piece.owner == t] = moves[t].tokens
+                own, move = np.flatnonzero(piece.owner == t), moves[t]
+                tokens[own] = move.tokens
+                if move.drafts is not None:
+                    drafts[own, : move.drafts.shape[1]] = move.drafts
             piece.model.adapters = piece.owner
-            piece.decoder.advance(tokens)
+            piece.decoder.advance(tokens, drafts)
         entering = sorted((p, t) for t in members for p in range(len(moves[t].prompts)))
         if entering:
             owner = np.array([t for _, t in entering], dtype=np.int64)
@@ -86,24 +96,29 @@ class Lanes:
         self._pieces = [piece for piece in self._pieces if len(piece.owner)]
 
     def find(self, member: int) -> tuple[StepDecoder | None, np.ndarray]:
-        """Where a member's rows are: the decoder and its rows there, (n,); None for a member that has none."""
+        """Where a member's distributions are: the decoder and their places there, (n,); None for a member without rows."""
         for piece in self._pieces:
             lanes = np.flatnonzero(piece.owner == member)
             if len(lanes):
-                return piece.decoder, lanes
+                return piece.decoder, piece.decoder.places(lanes)
         return None, np.zeros(0, dtype=np.int64)
 
-    def _together(self, members: list[int]) -> _Piece:
-        """One piece with all lanes of these members and no others."""
+    def _together(self, moves: Mapping[int, Move]) -> _Piece:
+        """One piece with all lanes of these members and no others, settled."""
         joined: _Piece | None = None
         others: list[_Piece] = []
         for piece in self._pieces:
-            mine = np.isin(piece.owner, members)
+            mine = np.isin(piece.owner, list(moves))
             if not mine.any():
                 others.append(piece)
                 continue
             if not mine.all():
                 others.append(self._part(piece, np.flatnonzero(~mine)))
+            stand = piece.decoder.counts.copy()
+            for t, move in moves.items():
+                if move.stand is not None:
+                    stand[piece.owner == t] = move.stand
+            piece.decoder.settle(stand)
             if joined is None:
                 joined = piece
             else:

@@ -73,6 +73,7 @@ class Voter:
             # The first of several that come at once does not wait for the others: they enter at the next step.
             enter_together=1,
             quorum=self.needed if self.needed < size else None,
+            speculate=ctx.config.runtime.speculate,
         )
         facts = self.engine.facts()
         self._vocab_size = facts.vocab_size

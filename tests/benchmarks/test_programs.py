@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import adapters, choices, common, overhead, reweight, train
+from benchmarks import adapters, choices, common, overhead, reweight, speculate, train
 from benchmarks.material import encode, read_questions, tiny_model
 from ensemw2s.config import ModelConfig
 from ensemw2s.models.loading import load_model, load_tokenizer
@@ -112,6 +112,13 @@ def test_members_on_one_base_decode_the_same(capsys: pytest.CaptureFixture[str])
     assert adapters.main([*QUICK, "--members", "2", "--rows", "1", "3"]) == 0
     lines = [t for t in capsys.readouterr().out.splitlines() if t.endswith("| 100.00% |")]
     assert [line.split("|")[1].strip() for line in lines] == ["1", "1", "3", "3"]
+
+
+def test_drafted_decodes_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speculate.main([*QUICK, "--rows", "1", "2"]) == 0
+    lines = [t for t in capsys.readouterr().out.splitlines() if "| drafted |" in t]
+    assert [line.split("|")[6].strip() for line in lines] == ["100.00%"] * 6
+    assert [line.split("|")[5].strip()[:2] for line in lines if "wrong" in line] == ["0 "] * 2
 
 
 def test_training_runs_and_all_learn_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from ensemw2s.engine.pool import Done
 from ensemw2s.engine.together import TogetherPool, share_bases
 from ensemw2s.errors import WorkerFailure
 from ensemw2s.models.adapters import SharedBase
+from tests.engine.voting_models import Knowing
 
 MakeConfig = Callable[..., dict[str, Any]]
 LORA = {"rank": 4, "alpha": 16.0}
@@ -112,13 +113,13 @@ def requests(rng: np.random.Generator, n: int) -> list[DecodeRequest]:
     weights = (None, None, (0.0, 1.0, 2.0), (1.0, 0.0, 0.0))
     return [
         DecodeRequest(
-            rng.integers(0, 300, rng.integers(1, 14)).astype(np.int32),
+            np.array([i, *rng.integers(0, 300, rng.integers(1, 14))], dtype=np.int32),
             int(rng.integers(1, 9)),
             sampling=sampling[int(rng.integers(4))],
             weights=weights[int(rng.integers(4))],
             eos_ids=(),
         )
-        for _ in range(n)
+        for i in range(n)
     ]
 
 
@@ -136,18 +137,22 @@ def voting_models(run_dir: Path) -> tuple[list[Any], list[Any]]:
 
 
 @settings(max_examples=8)
-@given(seed=st.integers(0, 10_000), lost=st.booleans())
-def test_the_vote_is_that_of_separate_members(run_dir: Path, seed: int, lost: bool) -> None:
-    """Ragged rows that enter and leave, own weights, sampling, a member that loses its rows: token by token."""
+@given(seed=st.integers(0, 10_000), lost=st.booleans(), drafting=st.booleans())
+def test_the_vote_is_that_of_separate_members(run_dir: Path, seed: int, lost: bool, drafting: bool) -> None:
+    """Ragged rows that enter and leave, own weights, sampling, drafts, a member that loses its rows: token by token."""
     rng = np.random.default_rng(seed)
     asked = requests(rng, 6)
     together, alone = voting_models(run_dir)
-    inner = ModelPool(together)
-    inner.size = 1
+    shared = ModelPool(together)
+    shared.size = 1
     outputs: list[dict[int, list[StepOutput]]] = []
-    for pool in (TogetherPool(inner), ModelPool(alone)):
+    for pool in (ModelPool(alone), TogetherPool(shared)):
         order = np.random.default_rng(seed)
         voting = VotingEngine(pool, [0, 1, 2], [0.9, 0.5, 0.7], top_k=4, max_rows=3)
+        if outputs and drafting:
+            tokens = {i: [o.decision.token for o in found] for i, found in outputs[0].items()}
+            answers = {tuple(asked[i].prompt.tolist()): answer for i, answer in tokens.items()}
+            voting._drafter = Knowing(answers, seed, 0.8)  # type: ignore[assignment]
         found: dict[int, list[StepOutput]] = {}
         added = 0
         while added < len(asked) or voting.pending:
@@ -156,12 +161,12 @@ def test_the_vote_is_that_of_separate_members(run_dir: Path, seed: int, lost: bo
                     voting.add(asked[added])
                     added += 1
             if lost and voting.counts.steps == 3:
-                (inner._worker if isinstance(pool, TogetherPool) else pool._worker).end("1")
+                (pool if isinstance(pool, ModelPool) else shared)._worker.end("1")
             for output in voting.step():
                 found.setdefault(output.request, []).append(output)
         outputs.append(found)
-    for number, theirs in outputs[1].items():
-        mine = outputs[0][number]
+    for number, theirs in outputs[0].items():
+        mine = outputs[1][number]
         assert [o.decision.token for o in mine] == [o.decision.token for o in theirs]
         np.testing.assert_allclose(
             [o.decision.probability for o in mine], [o.decision.probability for o in theirs], atol=1e-5

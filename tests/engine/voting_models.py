@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,3 +97,29 @@ def reference(models: list[Any], request: DecodeRequest) -> tuple[list[int], lis
         if token in (5, 17):
             break
     return ids[len(request.prompt) :], probabilities
+
+
+class Knowing:
+    """Drafts what the answers are, for some tokens, with mistakes."""
+
+    def __init__(self, answers: Mapping[tuple[int, ...], list[int]], seed: int, right: float) -> None:
+        self.answers, self.right = answers, right
+        self.rng = np.random.default_rng(seed)
+
+    def propose(
+        self, texts: Mapping[int, tuple[np.ndarray, Sequence[int]]], most: Mapping[int, int], rows: int
+    ) -> dict[int, list[int]]:
+        drafts = {}
+        for i, limit in most.items():
+            prompt, answer = texts[i]
+            known = self.answers[tuple(prompt.tolist())]
+            # Behind the end of an answer anything may be drafted.
+            future = known[len(answer) :] + self.rng.integers(0, VOCAB, 4).tolist()
+            draft = future[: min(limit, int(self.rng.integers(0, 7)))]
+            drafts[i] = [
+                t if self.rng.random() < self.right else int(self.rng.integers(VOCAB)) for t in draft
+            ]
+        return drafts
+
+    def learn(self, request: int, tokens: Sequence[int]) -> None:
+        pass

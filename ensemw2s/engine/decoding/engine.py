@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from ensemw2s.engine.decoding.drafts import NgramDrafter
 from ensemw2s.engine.decoding.members import Running
 from ensemw2s.engine.decoding.messages import (
     Decision,
@@ -24,6 +25,7 @@ from ensemw2s.engine.decoding.messages import (
     DecodeRequest,
     Finish,
     MemberFacts,
+    Speculate,
     StepOutput,
 )
 from ensemw2s.engine.decoding.round import Members
@@ -31,6 +33,9 @@ from ensemw2s.engine.decoding.text import AnswerText
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.errors import ModelError
+
+#: Logits are about as large as this, and rounded to their format's digits: the lead that rounding may hide, in units of it.
+LOGIT_SIZE = 16.0
 
 
 class VotingEngine:
@@ -50,6 +55,8 @@ class VotingEngine:
         enter_together: newcomers wait until there is room for this many, or for as many as are running.
         quorum: how many members must be left for the others to go on without one that has failed for good; None:
             such a failure is raised.
+        speculate: what drafts tokens that one step then decides together; ngram: what followed the same words before in the
+            text. Requests that sample have none.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class VotingEngine:
         max_rows: int = 256,
         enter_together: int = 1,
         quorum: int | None = None,
+        speculate: Speculate = "off",
     ) -> None:
         self._alphas = np.asarray(alphas, dtype=np.float64)
         if len(members) == 0 or self._alphas.shape != (len(members),):
@@ -77,6 +85,9 @@ class VotingEngine:
             raise ValueError("top_k, batch_tokens and max_rows must be at least 1")
         self.counts = DecodeCounts()
         self._members = Members(pool, members, top_k=top_k, quorum=quorum, counts=self.counts)
+        if speculate not in ("off", "ngram"):
+            raise ValueError(f"speculate must be off or ngram, got {speculate!r}")
+        self._drafter = NgramDrafter() if speculate == "ngram" else None
         self._decode, self._eos = decode, tuple(int(e) for e in eos_ids)
         self._batch_tokens, self._max_rows = batch_tokens, max_rows
         self._enter_together = enter_together
@@ -161,7 +172,7 @@ class VotingEngine:
     # -- one step --------------------------------------------------------------------------------------------
 
     def step(self) -> list[StepOutput]:
-        """One token for every running request, newcomers included.
+        """One token for every running request, newcomers included, and further ones as far as drafts of them stand.
 
         An error of a member is raised when every member has been heard; the requests are kept, and the next step
         begins from their texts.
@@ -170,20 +181,60 @@ class VotingEngine:
         if not self._active:
             self.close()
             return []
+        drafts = self._drafts()
         try:
-            decisions = self._members.decide(self._active)
+            decisions = self._members.decide(self._active, drafts)
         except BaseException:
             self._members.forget()
             raise
         self.counts.steps += 1
-        outputs = [self._output(self._active[i], decision) for i, decision in decisions.items()]
+        outputs: list[StepOutput] = []
+        for i, decided in decisions.items():
+            outputs += self._outputs(self._active[i], decided)
+            self.counts.drafted += len(drafts.get(i, ()))
+            self.counts.stood += len(decided) - 1
+            if self._drafter is not None:
+                self._drafter.learn(i, [d.token for d in decided])
         for output in outputs:
-            self.counts.paths[output.decision.path] += 1
+            self._count(output)
             if output.finish is not None:
                 del self._active[output.request]
         if not self.pending:
             self.close()
         return outputs
+
+    def _drafts(self) -> dict[int, list[int]]:
+        """Tokens that may come next, by request: no more than the answer and the context have room for."""
+        if self._drafter is None or not self.facts().can_enter:
+            return {}
+        context = self.facts().max_positions
+        most: dict[int, int] = {}
+        for i, running in self._active.items():
+            made = len(running.tokens)
+            room = running.request.max_new_tokens - made - 1
+            if context is not None:
+                room = min(room, context - len(running.request.prompt) - made)
+            # Texts that are read anew are read without drafts; they have been seen by their second token.
+            if running.request.sampling.greedy and made > len(running.request.given) and room > 0:
+                most[i] = room
+        texts = {i: (r.request.prompt, r.tokens) for i, r in self._active.items()}
+        return self._drafter.propose(texts, most, len(self._active))
+
+    def _outputs(self, running: Running, decided: Sequence[Decision]) -> list[StepOutput]:
+        """The tokens of one step, as far as the answer goes on."""
+        outputs: list[StepOutput] = []
+        for decision in decided:
+            outputs.append(self._output(running, decision))
+            if outputs[-1].finish is not None:
+                break
+        return outputs
+
+    def _count(self, output: StepOutput) -> None:
+        decision = output.decision
+        self.counts.paths[decision.path] += 1
+        if self._active[output.request].request.sampling.greedy:
+            lead = np.log(decision.probability) - np.log(max(decision.runner_up, np.finfo(np.float64).tiny))
+            self.counts.close += bool(lead <= LOGIT_SIZE * self.facts().rounding)
 
     def close(self) -> None:
         """Free the members' rows; running requests, if any, begin anew from their texts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,32 +89,46 @@ class MemberLink:
         self._pool, self._slot, self._ref = pool, slot, ref
         self._session: str | None = None
         self._rows: list[int] = []
+        # Of each row: distributions in the last reply, and the answer's length when it was asked for.
+        self._counts: dict[int, int] = {}
+        self._asked_at: dict[int, int] = {}
         self._holds = False
 
     def call(self, method: str, *args: Any) -> Call:
         """Hand in a call."""
         return Call(self._pool, self._slot, method, self._ref, *args)
 
-    def step(self, wanted: Mapping[int, Running], k: int, draws: Mapping[int, float]) -> tuple[Call, int]:
+    def step(
+        self,
+        wanted: Mapping[int, Running],
+        k: int,
+        draws: Mapping[int, float],
+        drafts: Mapping[int, Sequence[int]],
+    ) -> tuple[Call, int]:
         """Bring the member's rows in line with the wanted requests and ask for what comes next.
 
         Args:
-            wanted: the requests that it votes on, by id; each has one token more than at the step before, or is new.
+            wanted: the requests that it votes on, by id; each is longer than at the step before, or new.
             k: tokens to send.
             draws: requests of which the member draws a token, with the number that decides it.
+            drafts: tokens that may come next, by request; those of requests that the member reads anew are left out.
 
         Returns:
             The call, which gives a :class:`MemberReply`, and the tokens that the member reads for it.
         """
         begin = self._session is None
+        stand = self._stand(wanted)
         keep = None if begin else self._keep(wanted)
         tokens = np.array([wanted[i].tokens[-1] for i in self._rows], dtype=np.int32)
+        own = [list(drafts.get(i, ())) for i in self._rows]
         held = set(self._rows)
         prompts = tuple(r.text_ids() for i, r in wanted.items() if i not in held)
+        self._counts = {i: 1 + len(draft) for i, draft in zip(self._rows, own, strict=True)}
         self._rows += [i for i in wanted if i not in held]
+        self._asked_at = {i: len(wanted[i].tokens) for i in self._rows}
         self._session = self._session or uuid.uuid4().hex
         self._holds = True
-        drawn = [(row, draws[i]) for row, i in enumerate(self._rows) if i in draws]
+        drawn = [i for i in self._rows if i in draws]
         step = MemberStep(
             self._session,
             begin,
@@ -122,30 +136,49 @@ class MemberLink:
             tokens,
             prompts,
             k,
-            np.array([row for row, _ in drawn], dtype=np.int32),
-            np.array([u for _, u in drawn], dtype=np.float64),
+            self.places([(i, 0) for i in drawn]).astype(np.int32),
+            np.array([draws[i] for i in drawn], dtype=np.float64),
+            stand,
+            _padded(own),
         )
-        return self.call("decode_step", step), len(tokens) + sum(len(p) for p in prompts)
+        return self.call("decode_step", step), len(tokens) + sum(map(len, own)) + sum(map(len, prompts))
 
     def drawn(self, reply: MemberReply, draws: Mapping[int, float]) -> dict[int, int]:
         """The tokens that it drew, by request."""
         ids = [i for i in self._rows if i in draws]
         return dict(zip(ids, reply.drawn.tolist(), strict=True))
 
-    def rows(self, ids: list[int]) -> np.ndarray:
-        """Its rows of these requests, (n,) int64."""
-        place = {i: row for row, i in enumerate(self._rows)}
-        return np.array([place[i] for i in ids], dtype=np.int64)
+    def count(self, request: int) -> int:
+        """How many distributions of a request its last reply has: one, and one more for each drafted token."""
+        return self._counts.get(request, 1)
+
+    def places(self, wanted: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Where in its last reply the distributions of these requests are, (n,) int64; (request, drafted tokens before it)."""
+        first, total = {}, 0
+        for i in self._rows:
+            first[i] = total
+            total += self.count(i)
+        return np.array([first[i] + n for i, n in wanted], dtype=np.int64)
 
     def forget(self) -> None:
         """Its rows are lost, or in doubt: the next step begins anew, from the texts."""
-        self._session, self._rows = None, []
+        self._session, self._rows, self._counts = None, [], {}
 
     def end(self) -> Call | None:
         """Begin to free its rows; None where it holds none."""
         self.forget()
         held, self._holds = self._holds, False
         return self.call("decode_end") if held else None
+
+    def _stand(self, wanted: Mapping[int, Running]) -> np.ndarray | None:
+        """How many of the tokens that each row was last continued by stand; None where all do, or none were drafted."""
+        if all(count == 1 for count in self._counts.values()):
+            return None
+        # A row that is not wanted goes; what stands there does not matter.
+        grown = [
+            len(wanted[i].tokens) - self._asked_at[i] if i in wanted else self.count(i) for i in self._rows
+        ]
+        return np.minimum(grown, [self.count(i) for i in self._rows]).astype(np.int32)
 
     def _keep(self, wanted: Mapping[int, Running]) -> np.ndarray | None:
         """Drop the rows that are not wanted: the last ones move into the gaps, so that few are copied."""
@@ -159,3 +192,14 @@ class MemberLink:
                 keep[row] = next(movers)
         self._rows = [self._rows[row] for row in keep]
         return np.array(keep, dtype=np.int32)
+
+
+def _padded(drafts: Sequence[Sequence[int]]) -> np.ndarray | None:
+    """(n, d) int32, filled with -1; None where nothing is drafted."""
+    longest = max(map(len, drafts), default=0)
+    if longest == 0:
+        return None
+    filled = np.full((len(drafts), longest), -1, dtype=np.int32)
+    for row, draft in enumerate(drafts):
+        filled[row, : len(draft)] = draft
+    return filled

@@ -12,6 +12,7 @@ from ensemw2s.engine.tasks import TopK
 
 Finish = Literal["stop", "length", "eos"]
 Path = Literal["certified", "candidates", "wider", "full", "drawn"]
+Speculate = Literal["off", "ngram"]
 PATHS: tuple[Path, ...] = ("certified", "candidates", "wider", "full", "drawn")
 
 
@@ -82,6 +83,7 @@ class Decision:
             from one member's own distribution.
         top: the most probable tokens of the mixture and their probabilities, as many as asked for.
         members: what each member said; None for one that had no vote.
+        runner_up: no other token's probability is above this.
     """
 
     token: int
@@ -89,6 +91,7 @@ class Decision:
     path: Path
     top: tuple[tuple[int, float], ...]
     members: tuple[MemberSay | None, ...]
+    runner_up: float = 0.0
 
     @property
     def logprob(self) -> float:
@@ -121,13 +124,27 @@ class StepOutput:
 
 @dataclass
 class DecodeCounts:
-    """Tokens decided by each path, calls to members, and tokens that the members read."""
+    """What a decode took.
+
+    Attributes:
+        paths: tokens decided by each path.
+        steps: calls to all members.
+        extra_calls: further questions to members.
+        forwarded: tokens that the members read.
+        losses: decodes that members lost.
+        drafted, stood: tokens that were drafted, and those of them that the vote gave, too.
+        close: greedy tokens whose lead over the next is within the rounding of the members' number format: another batch, or
+            a draft, may have given the other one.
+    """
 
     paths: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(PATHS, 0))
     steps: int = 0
     extra_calls: int = 0
     forwarded: int = 0
     losses: int = 0
+    drafted: int = 0
+    stood: int = 0
+    close: int = 0
 
     @property
     def decisions(self) -> int:
@@ -146,7 +163,11 @@ class MemberStep:
         tokens: (n,) int32, the token that each of them is continued by.
         prompts: texts of new rows, appended after them.
         k: tokens to send.
-        draw_rows, draw_uniforms: (d,) rows to draw a token of, and the numbers in [0, 1) to draw by.
+        draw_rows, draw_uniforms: (d,) distributions to draw a token of, and the numbers in [0, 1) to draw by.
+        stand: (m,) int32, of the tokens that each row was last continued by, how many stand, the others having been drafted in
+            vain; rows as they were before `keep`. None: all.
+        drafts: (n, d) int32, what each row may go on with behind its token, then -1; None: nothing. Each of these tokens has a
+            distribution behind it, too, which the reply lists after that of the row's token.
     """
 
     session: str
@@ -157,11 +178,13 @@ class MemberStep:
     k: int
     draw_rows: np.ndarray
     draw_uniforms: np.ndarray
+    stand: np.ndarray | None = None
+    drafts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class MemberReply:
-    """The answer: the most probable tokens of all rows, and the drawn tokens, (d,) int64."""
+    """The answer: the most probable tokens at the distributions of all rows, and the drawn tokens, (d,) int64."""
 
     top: TopK
     drawn: np.ndarray
@@ -169,9 +192,16 @@ class MemberReply:
 
 @dataclass(frozen=True)
 class MemberFacts:
-    """What the scheduler needs to know of a member: V, context length (None: no limit), and whether new rows may
-    enter beside others."""
+    """What the scheduler needs to know of a member.
+
+    Attributes:
+        vocab_size: V.
+        max_positions: context length; None: no limit.
+        can_enter: whether new rows may enter beside others, and drafted tokens be taken back.
+        rounding: relative distance of neighbouring numbers in the format that it computes in.
+    """
 
     vocab_size: int
     max_positions: int | None
     can_enter: bool
+    rounding: float = 0.0

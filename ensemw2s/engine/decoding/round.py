@@ -56,6 +56,7 @@ class Members:
         self._k, self._quorum, self._counts = top_k, quorum, counts
         self._facts: MemberFacts | None = None
         self._active: Mapping[int, Running] = {}
+        self._drafts: Mapping[int, Sequence[int]] = {}
         self.absent: set[int] = set()
 
     def facts(self) -> MemberFacts:
@@ -75,7 +76,10 @@ class Members:
             )
         limits = [f.max_positions for f in facts if f.max_positions is not None]
         self._facts = MemberFacts(
-            sizes.pop(), min(limits) if limits else None, all(f.can_enter for f in facts)
+            sizes.pop(),
+            min(limits) if limits else None,
+            all(f.can_enter for f in facts),
+            max(f.rounding for f in facts),
         )
         return self._facts
 
@@ -88,14 +92,23 @@ class Members:
         """Free their rows."""
         wait_for_end([link.end() for m, link in enumerate(self._links) if m not in self.absent])
 
-    def decide(self, active: Mapping[int, Running]) -> dict[int, Decision]:
-        """The vote on the next token of all running requests; members that lost their rows get them again.
+    def decide(
+        self, active: Mapping[int, Running], drafts: Mapping[int, Sequence[int]]
+    ) -> dict[int, list[Decision]]:
+        """The vote on the next tokens of all running requests; members that lost their rows get them again.
+
+        Args:
+            active: the requests.
+            drafts: tokens that may come next, of greedy requests.
+
+        Returns:
+            the next token, and further ones as far as the drafted tokens before them were voted.
 
         Raises:
             WorkerFailure: a member failed for good and too few are left.
             NoVoter: no member that votes on some request is left.
         """
-        self._active = active
+        self._active, self._drafts = active, drafts
         replies: dict[int, tuple[MemberReply, dict[int, int]]] = {}
         for _ in range(MAX_LOSSES):
             try:
@@ -128,14 +141,14 @@ class Members:
         silent = [i for i, own in weights.items() if own.sum() == 0]
         if silent:
             raise NoVoter(silent)
-        draws = self._draws(weights)
+        draws = self._draws_of(weights)
         calls = []
         for m, link in enumerate(self._links):
             wanted = {i: r for i, r in self._active.items() if weights[i][m] > 0}
             if m in replies or m in self.absent:
                 continue
             if wanted:
-                call, read = link.step(wanted, self._k, draws[m])
+                call, read = link.step(wanted, self._k, draws[m], self._drafts)
                 calls.append((m, call))
                 self._counts.forwarded += read
             else:
@@ -153,7 +166,7 @@ class Members:
                 raise _Lost(m, failure) from failure
             raise failure
 
-    def _draws(self, weights: Mapping[int, np.ndarray]) -> list[dict[int, float]]:
+    def _draws_of(self, weights: Mapping[int, np.ndarray]) -> list[dict[int, float]]:
         """For each member the requests of which it draws the token, with the number that decides it."""
         draws: list[dict[int, float]] = [{} for _ in self._links]
         for i, running in self._active.items():
@@ -163,29 +176,33 @@ class Members:
                 draws[draw_member(weights[i], first)][i] = second
         return draws
 
-    def _vote(self, replies: Mapping[int, tuple[MemberReply, dict[int, int]]]) -> dict[int, Decision]:
+    def _vote(self, replies: Mapping[int, tuple[MemberReply, dict[int, int]]]) -> dict[int, list[Decision]]:
         groups: dict[tuple[float, ...], list[int]] = {}
         for i, running in self._active.items():
             groups.setdefault(tuple(self._weights(running)), []).append(i)
         drawn = {i: token for _, tokens in replies.values() for i, token in tokens.items()}
-        decisions: dict[int, Decision] = {}
+        decisions: dict[int, list[Decision]] = {i: [] for i in self._active}
         for weights, ids in groups.items():
-            places = [m for m, weight in enumerate(weights) if weight > 0]
-            rows = {m: self._links[m].rows(ids) for m in places}
-            says = [_select(replies[m][0].top, rows[m]) for m in places]
+            voters = [m for m, weight in enumerate(weights) if weight > 0]
+            # A member that has lost its rows reads the texts again, without drafts.
+            wanted = [(i, n) for i in ids for n in range(min(self._links[m].count(i) for m in voters))]
+            rows = {m: self._links[m].places(wanted) for m in voters}
             vote = StepVote(
-                says,
-                np.array([weights[m] for m in places]),
+                [_select(replies[m][0].top, rows[m]) for m in voters],
+                np.array([weights[m] for m in voters]),
                 self.facts().vocab_size,
-                [self._goal(self._active[i], drawn.get(i)) for i in ids],
-                lambda method, open_rows, *args, places=places, rows=rows: self._ask(
-                    method, {m: rows[m][open_rows] for m in places}, *args
+                [self._goal(self._active[i], drawn.get(i)) for i, _ in wanted],
+                lambda method, open_rows, *args, voters=voters, rows=rows: self._ask(
+                    method, {m: rows[m][open_rows] for m in voters}, *args
                 ),
-                places=places,
+                places=voters,
                 n_members=len(self._links),
             )
-            decisions.update(zip(ids, vote.decide(), strict=True))
-        return {i: decisions[i] for i in self._active}
+            for (i, n), decision in zip(wanted, vote.decide(), strict=True):
+                before = [d.token for d in decisions[i]]
+                if before == list(self._drafts.get(i, ()))[:n]:
+                    decisions[i].append(decision)
+        return decisions
 
     def _goal(self, running: Running, drawn: int | None) -> Goal:
         sampling = running.request.sampling

@@ -52,6 +52,7 @@ class _Found:
     top: tuple[tuple[int, float], ...]
     own: np.ndarray
     path: Path
+    runner_up: float
 
 
 class StepVote:
@@ -162,7 +163,8 @@ class StepVote:
                 else:
                     token = draw_dense(probs, goal.sampling, goal.u)
                 top = _pairs(*head_of(probs, goal.top), goal.top)
-                self._keep(row, token, float(probs[token]), top, whole[:, i, token], "full")
+                others = np.delete(probs, token).max(initial=0.0)
+                self._keep(row, token, float(probs[token]), top, whole[:, i, token], "full", float(others))
         if rows:
             self._leave(~which)
 
@@ -200,8 +202,19 @@ class StepVote:
                 decided[i], slots[i] = chosen is not None, chosen or 0
         tokens, values = bounds.ids[every, slots], bounds.value[every, slots]
         own = np.where(self._ids == tokens[:, None], self._probs, 0).sum(axis=2)
+        others = np.where(bounds.ids >= 0, bounds.high, 0.0)
+        others[every, slots] = 0.0
+        runners_up = np.maximum(others.max(axis=1), np.maximum(bounds.unseen, 0.0))
         for i in np.flatnonzero(decided).tolist():
-            self._keep(self._rows[i], int(tokens[i]), float(values[i]), tops[i], own[:, i], path)
+            self._keep(
+                self._rows[i],
+                int(tokens[i]),
+                float(values[i]),
+                tops[i],
+                own[:, i],
+                path,
+                float(runners_up[i]),
+            )
         if decided.any():
             self._leave(~decided)
 
@@ -242,6 +255,7 @@ class StepVote:
         top: tuple[tuple[int, float], ...],
         own: np.ndarray,
         path: Path,
+        runner_up: float,
     ) -> None:
         goal = self._goals[row]
         if goal.drawn is not None:
@@ -249,7 +263,7 @@ class StepVote:
         elif goal.sampling.greedy and self._certified[row]:
             # The token was certain; the further question was for probabilities.
             path = "certified"
-        self._found[row] = _Found(token, probability, top, own, path)
+        self._found[row] = _Found(token, probability, top, own, path, runner_up)
 
     def _decisions(self) -> list[Decision]:
         most = max(1, max(g.top for g in self._goals))
@@ -263,7 +277,11 @@ class StepVote:
                 members[place] = MemberSay(
                     tuple(tokens[t][row][:n]), tuple(probs[t][row][:n]), float(found.own[t])
                 )
-            decisions.append(Decision(found.token, found.probability, found.path, found.top, tuple(members)))
+            decisions.append(
+                Decision(
+                    found.token, found.probability, found.path, found.top, tuple(members), found.runner_up
+                )
+            )
         return decisions
 
 

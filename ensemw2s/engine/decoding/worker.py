@@ -33,7 +33,7 @@ class DecodeWorker:
     def facts(self, model: Any, pad_id: int) -> MemberFacts:
         """What the scheduler needs to know; raises ModelError for a model without a cache."""
         decoder = StepDecoder(model, pad_id=pad_id)
-        return MemberFacts(decoder.vocab_size, decoder.max_positions, decoder.can_enter)
+        return MemberFacts(decoder.vocab_size, decoder.max_positions, decoder.can_enter, decoder.rounding)
 
     def step(self, key: str, model: Source, step: MemberStep) -> MemberReply:
         """Do one step.
@@ -66,12 +66,13 @@ class DecodeWorker:
                 continue
             if isinstance(decoder, LaneRows):
                 _, moves = together.setdefault(id(decoder.lanes), (decoder.lanes, {}))
-                moves[decoder.member] = Move(step.keep, step.tokens, step.prompts)
+                moves[decoder.member] = Move(step.keep, step.tokens, step.prompts, step.stand, step.drafts)
                 continue
+            decoder.settle(step.stand)
             if step.keep is not None:
                 decoder.keep(step.keep)
             if len(step.tokens):
-                decoder.advance(step.tokens)
+                decoder.advance(step.tokens, step.drafts)
             if step.prompts:
                 decoder.enter(step.prompts)
         for lanes, moves in together.values():
