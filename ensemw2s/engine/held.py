@@ -13,6 +13,7 @@ from ensemw2s.engine.tasks import ModelRef, Side
 from ensemw2s.models.adapters import SharedBase, is_plain_adapter, load_shared
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.loading import load_model
+from ensemw2s.models.memory import give_back_memory
 from ensemw2s.models.storage import load_saved
 
 Group = tuple[ModelRef, ...]
@@ -115,6 +116,8 @@ class HeldModels:
             return self._held[name]
         while len(self._held) >= self.kept:
             self._held.popitem(last=False)
+        # What a training before left, too.
+        give_back_memory()
         self._held[name] = load()
         return self._held[name]
 
