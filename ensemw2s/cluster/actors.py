@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from ensemw2s.cluster.metrics import RunMetrics
 from ensemw2s.cluster.placement import SupervisorPlan
 from ensemw2s.cluster.pool import Happened, RayPool
 from ensemw2s.config import ExperimentConfig
@@ -66,10 +67,11 @@ class RayExecutor:
         coordinator: Any,
         happened: Happened,
         group_name: str = "",
+        queue: Callable[[int], None] = lambda length: None,
     ) -> None:
         self._config, self._run_dir, self._plan = config, run_dir, plan
         self._threads, self._coordinator, self._happened = threads, coordinator, happened
-        self._store, self._group_name = RunStore(run_dir), group_name
+        self._store, self._group_name, self._queue = RunStore(run_dir), group_name, queue
         self._pool: RayPool | None = None
 
     @contextmanager
@@ -84,6 +86,7 @@ class RayExecutor:
                 quorum=self._config.runtime.quorum,
                 members=lambda: self._config.boosting.rounds - len(lost_attempts(self._store)),
                 happened=self._happened,
+                queue=self._queue,
                 group_name=self._group_name,
             )
         try:
@@ -113,6 +116,7 @@ class CoordinatorActor:
         self, config: ExperimentConfig, run_dir: Path, plan: SupervisorPlan, threads: tuple[int, int]
     ) -> None:
         self._config, self._run_dir, self._plan, self._threads = config, run_dir, plan, threads
+        self._metrics = RunMetrics(config.name)
         self._events: list[ProgressEvent] = []
         self._guard = threading.Lock()
 
@@ -129,6 +133,7 @@ class CoordinatorActor:
     def happened(self, kind: str, fields: dict[str, Any]) -> None:
         """Write down and tell what became of a worker."""
         RunStore(self._run_dir).event(kind, **fields)
+        self._metrics.happened(kind)
         self.note(ProgressEvent(in_words(kind, fields), 0, 0))
 
     def run(
@@ -154,9 +159,10 @@ class CoordinatorActor:
             own,
             lambda kind, **fields: self.happened(kind, fields),
             group_name,
+            self._metrics.queue,
         )
         try:
-            ctx = RunContext(self._config, store, self.note)
+            ctx = RunContext(self._config, store, self.note, committed=self._metrics.stage)
             device = "cuda" if self._plan.gpus > 0 and self._config.runtime.device != "cpu" else "cpu"
             strong = "cuda" if uses_gpu(self._config) else "cpu"
             trainer = f"deepspeed {self._config.runtime.strong_workers} x {strong}"

@@ -113,6 +113,7 @@ class RayCall:
     def _end(self) -> None:
         with contextlib.suppress(ValueError):
             self.worker.calls.remove(self)
+        self._pool.tell_queue()
 
 
 class RayPool:
@@ -127,6 +128,7 @@ class RayPool:
         quorum: see :class:`ensemw2s.cluster.failures.FailureLimits`.
         members: how many members the run has left; asked when one is about to be dropped.
         happened: receives restarts and moves.
+        queue: receives the number of calls that are not answered, when it changes.
         group_name: of the placement group. Ray keeps the group of an actor that dies until its job ends; by the name it can be
             removed before (:func:`remove_group`).
     """
@@ -142,6 +144,7 @@ class RayPool:
         quorum: int | None = None,
         members: Callable[[], int] = lambda: 1,
         happened: Happened = _nothing,
+        queue: Callable[[int], None] = lambda length: None,
         group_name: str = "",
     ) -> None:
         self.size = plan.size
@@ -149,7 +152,7 @@ class RayPool:
         self._threads, self._coordinator = threads, coordinator
         self._limits = FailureLimits(config.runtime.max_failures, MAX_WAIT_SECONDS, quorum)
         self._members, self._happened = members, happened
-        self._group_name = group_name
+        self._queue, self._group_name = queue, group_name
         self._group: PlacementGroup | None = None
         self._workers: list[_Worker] = []
         self._place: list[int] = []
@@ -162,7 +165,12 @@ class RayPool:
             worker.keeps = int(args[0])
         call = RayCall(self, worker, method, args)
         worker.calls.append(call)
+        self.tell_queue()
         return call
+
+    def tell_queue(self) -> None:
+        """Say how many calls are not answered."""
+        self._queue(sum(len(worker.calls) for worker in self._workers))
 
     def close(self) -> None:
         """Give the devices back."""

@@ -74,6 +74,19 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def dashboard_link() -> str | None:
+    """Address of the connected cluster's dashboard, as seen from its head; None where there is none."""
+    import ray
+    from ray._private.worker import get_dashboard_url
+
+    try:
+        url = get_dashboard_url()
+    except (AttributeError, ray.exceptions.RaySystemError):
+        # A connection through a Ray client.
+        return None
+    return f"http://{url}" if url else None
+
+
 def check_cluster(config: ExperimentConfig) -> tuple[SupervisorPlan, tuple[int, int]]:
     """Supervisors and threads of a run on the connected cluster.
 
@@ -138,6 +151,9 @@ def run_on_ray(
     from ensemw2s.cluster.actors import in_words
     from ensemw2s.cluster.remote_errors import first_line, unwrap
 
+    link = dashboard_link()
+    if link is not None:
+        show(ProgressEvent(f"Ray dashboard: {link}", 0, 0))
     limits = FailureLimits(prepared.absolute.runtime.max_failures, 0.0)
     restarts = 0
     while True:

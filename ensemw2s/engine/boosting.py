@@ -207,10 +207,12 @@ class Boosting:
             "cost": add_costs([training, scored, *extra]),
         }
         self._ctx.commit(name, info)
-        self._ctx.say(
+        text = (
             f"round {kept + 1}: error {error:.4f}, prior error {prior:.4f}, member weight {alpha:.3f}, "
             f"effective sample size {record.effective_sample_size:.0f} of {self._units.n_units}"
         )
+        numbers = {"round": kept + 1, "rounds": config.rounds, "error": error, "prior_error": prior}
+        self._ctx.say(text, {**numbers, "alpha": alpha})
         return record, new
 
     def _judge(

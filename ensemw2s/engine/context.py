@@ -24,12 +24,14 @@ class RunContext:
         config: with absolute paths.
         store: the run directory.
         report: receives progress.
+        committed: receives each stage when it is committed.
     """
 
     config: ExperimentConfig
     store: RunStore
     report: Callable[[ProgressEvent], None]
     warnings: list[str] = field(default_factory=list)
+    committed: Callable[[StageRecord], None] = lambda record: None
 
     @property
     def run_dir(self) -> Path:
@@ -82,12 +84,13 @@ class RunContext:
         """test and the further test sets."""
         return [n for n in self.splits.names() if n not in ("easy_train", "easy_val", "hard_train")]
 
-    def say(self, text: str) -> None:
-        """A line for the log."""
-        self.report(ProgressEvent(text, 0, 0))
+    def say(self, text: str, metrics: dict[str, float] | None = None) -> None:
+        """A line for the log, with its numbers by name."""
+        self.report(ProgressEvent(text, 0, 0, metrics=metrics or {}))
 
     def commit(self, name: str, info: dict[str, Any] | None = None) -> StageRecord:
         """Commit a stage and say so."""
         record = self.store.commit(name, info)
+        self.committed(record)
         self.report(ProgressEvent(f"committed {name}", 1, 1))
         return record

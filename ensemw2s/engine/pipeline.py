@@ -37,7 +37,7 @@ from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent, StudentTask, Until, cost
 from ensemw2s.engine.teaching import asks_teacher
 from ensemw2s.errors import MemberLost
-from ensemw2s.runs.store import file_hash
+from ensemw2s.runs.store import disk_errors, file_hash
 
 
 class Pipeline:
@@ -55,8 +55,12 @@ class Pipeline:
         """Run what is not committed yet; returns the results, or {} where it ends with the labels.
 
         Raises:
-            UserError: the settings cannot give a result (no useful member, diverged training, no labels).
+            UserError: the settings cannot give a result (no useful member, diverged training, no labels), or the disk is full.
         """
+        with disk_errors(self._ctx.run_dir):
+            return self._run(until)
+
+    def _run(self, until: Until) -> dict[str, Any]:
         with self._executor.supervisors() as pool:
             while True:
                 try:

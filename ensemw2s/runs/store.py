@@ -20,10 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ensemw2s.errors import ArtifactError, RunDirectoryError
+from ensemw2s.errors import ArtifactError, EnsemW2SError, RunDirectoryError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+KEPT = "what was committed is kept"
+SMALLEST_ROOM = 64 * 1024
+"""bytes; a disk with less is full"""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,36 @@ def directory_errors(folder: Path) -> Iterator[None]:
         ):
             raise RunDirectoryError(
                 f"cannot write the run directory {folder}: {error.strerror}; free space or permissions there, or choose another with "
-                "runs_dir=FOLDER; what was committed is kept"
+                f"runs_dir=FOLDER; {KEPT}"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever a full or read-only disk of the run directory made of itself into the same clear line.
+
+    Libraries that write weights and tables have errors of their own for it, and workers wrap them: besides the error number the
+    text is looked at, and whether there is room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RunDirectoryError) and KEPT in str(error):
+            raise
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+            chain.append(cause)
+        numbers = {e.errno for e in chain if isinstance(e, OSError)}
+        told = any(os.strerror(errno.ENOSPC) in str(e) for e in chain)
+        full = not isinstance(error, EnsemW2SError) and shutil.disk_usage(folder).free < SMALLEST_ROOM
+        if not (told or full or numbers & {errno.ENOSPC, errno.EDQUOT, errno.EROFS}):
+            raise
+        why = errno.EROFS if errno.EROFS in numbers else errno.ENOSPC
+        raise RunDirectoryError(
+            f"cannot write the run directory {folder}: {os.strerror(why)}; free space or permissions there, then give the same "
+            f"command again; {KEPT}"
+        ) from error
 
 
 class RunStore:
