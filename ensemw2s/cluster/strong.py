@@ -188,7 +188,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
     from ensemw2s.models.device import describe_device, resolve_dtype
     from ensemw2s.models.loading import load_model, load_tokenizer
     from ensemw2s.models.storage import save_model
-    from ensemw2s.models.trainable import freeze
+    from ensemw2s.models.trainable import ActivationCache, freeze
     from ensemw2s.training.checkpoint import seal
     from ensemw2s.training.deepspeed import DeepSpeedBackend
     from ensemw2s.training.loop import fit
@@ -238,7 +238,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
             ProgressEvent(f"student {task.name}", done, total, f"loss {loss:.3f}", {"loss": loss})
         ),
         frozen=frozen,
-        cache_activations=config.runtime.cache_activations,
+        kept=ActivationCache(frozen) if frozen and config.runtime.cache_activations else None,
     )
     all_tokens = backend.sum_over_workers(float(report.tokens))
     with backend.gathered():

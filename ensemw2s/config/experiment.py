@@ -187,8 +187,8 @@ class RuntimeConfig(Section):
     batch_tokens: PositiveInt = Field(4096, description="tokens of one scoring batch")
     cache_activations: bool = Field(
         False,
-        description="keep what frozen layers say about each training row in memory from the first epoch on (models with trainable "
-        "below all): faster; row tokens x hidden size x 4 bytes; changes rounding only",
+        description="keep what frozen layers say about each training row in memory, over epochs and members (models with trainable "
+        "below all): their forward passes are saved; row tokens x hidden size x 4 bytes; changes rounding only",
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="checkpoint a training every N steps; 0: once an epoch (students)"

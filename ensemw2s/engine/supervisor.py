@@ -41,7 +41,7 @@ from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
 from ensemw2s.models.member_scores import score_together
 from ensemw2s.models.scoring import ScoreRequest, Scores, score
 from ensemw2s.models.storage import load_saved, save_model
-from ensemw2s.models.trainable import freeze
+from ensemw2s.models.trainable import ActivationCache, FrozenPart, freeze
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder
 from ensemw2s.training.deepspeed import choose_accelerator
@@ -75,6 +75,7 @@ class WeakSupervisor:
         choose_accelerator(self._device)
         self._splits: dict[Side, EncodedSplits] = {}
         self._models = HeldModels(config, run_dir, self._device, models_kept, self._n_classes)
+        self._activations: dict[int, dict[int, torch.Tensor]] = {}
         self._decodes = DecodeWorker()
 
     # -- training --------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ class WeakSupervisor:
         training = self._config.weak.training
         if task.epochs is not None:
             training = training.model_copy(update={"epochs": task.epochs})
-        return self._train(task.name, ref, data, training, task.seed, task.scratch)
+        return self._train(task.name, ref, data, training, task.seed, task.scratch, task.rows)
 
     def train_student(self, task: StudentTask) -> TrainOutcome:
         """Fine-tune the strong model in this process, without DeepSpeed (``executor: local``)."""
@@ -105,7 +106,14 @@ class WeakSupervisor:
         )
 
     def _train(
-        self, name: str, ref: ModelRef, data: TrainingSet, training: TrainingConfig, seed: int, scratch: Path
+        self,
+        name: str,
+        ref: ModelRef,
+        data: TrainingSet,
+        training: TrainingConfig,
+        seed: int,
+        scratch: Path,
+        rows: np.ndarray | None = None,
     ) -> TrainOutcome:
         self._models.clear()
         model_config = self._models.config_of(ref)
@@ -142,7 +150,7 @@ class WeakSupervisor:
             ),
             autocast=None if compute == torch.float32 else compute,
             frozen=frozen,
-            cache_activations=self._config.runtime.cache_activations,
+            kept=self._kept_activations(ref, frozen, rows),
         )
         if ref.folder is None:
             raise ValueError("a training needs an output folder")
@@ -156,6 +164,17 @@ class WeakSupervisor:
         return TrainOutcome(
             report.seconds, report.tokens, flops, describe_device(self._device), report.steps, report.losses
         )
+
+    def _kept_activations(
+        self, ref: ModelRef, frozen: FrozenPart | None, rows: np.ndarray | None
+    ) -> ActivationCache | None:
+        """Where activations are kept: those of easy_train for all members of one weak model, others for one training."""
+        if frozen is None or not self._config.runtime.cache_activations:
+            return None
+        if rows is None:
+            return ActivationCache(frozen)
+        # The frozen layers of every member are the pretrained model's own.
+        return ActivationCache(frozen, rows, self._activations.setdefault(ref.index, {}))
 
     def merge_members(self, refs: list[ModelRef], shares: list[float], output: Path) -> None:
         """Write the weighted average of fine-tuned members of one weak model as a whole model."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -128,15 +129,22 @@ def _modules_after(model: Any, last: nn.Module) -> list[nn.Module]:
 
 
 class ActivationCache:
-    """What the frozen layers say about each training row, kept in memory from the first epoch on.
+    """What the frozen layers say about each training row, kept in memory from the first time on.
 
     Args:
         part: the frozen part.
+        keys: of each row of the training set: rows with one key hold the same tokens. Default: every row its own.
+        kept: what was kept before, by key, of the same frozen weights; what is new is added.
     """
 
-    def __init__(self, part: FrozenPart) -> None:
-        self._part = part
-        self._kept: dict[int, torch.Tensor] = {}
+    def __init__(
+        self,
+        part: FrozenPart,
+        keys: Sequence[int] | np.ndarray | None = None,
+        kept: dict[int, torch.Tensor] | None = None,
+    ) -> None:
+        self._part, self._keys = part, keys
+        self._kept: dict[int, torch.Tensor] = {} if kept is None else kept
 
     @contextmanager
     def reading(self, rows: tuple[int, ...], lengths: list[int], targets: list[int]) -> Iterator[None]:
@@ -148,6 +156,8 @@ class ActivationCache:
             targets: (len(rows),) target tokens at its end.
         """
         # What is trained sees all positions of a row, or those alone that predict a target.
+        if self._keys is not None:
+            rows = tuple(int(self._keys[row]) for row in rows)
         columns = (
             lengths if self._part.mixes else [min(n, t + 1) for n, t in zip(lengths, targets, strict=True)]
         )

@@ -76,7 +76,7 @@ def fit(
     progress: Progress | None = None,
     autocast: torch.dtype | None = None,
     frozen: FrozenPart | None = None,
-    cache_activations: bool = False,
+    kept: ActivationCache | None = None,
 ) -> TrainingReport:
     """Train to the end of the plan; continued from `resume`, it ends where an uninterrupted run ends.
 
@@ -90,7 +90,7 @@ def fit(
         progress: called after each step on rank 0.
         autocast: compute in this dtype with float32 weights (None: in the model's own dtype).
         frozen: the part of the model that is not trained; it has no dropout.
-        cache_activations: keep what the frozen part says about each row from the first epoch on.
+        kept: what the frozen part says about each row is taken from here, and put here the first time.
 
     Raises:
         TrainingDiverged: the loss is not finite any more.
@@ -106,10 +106,8 @@ def fit(
         report = TrainingReport(**state["report"])
     every = checkpoint_steps or plan.steps_per_epoch
     backend.model.train()
-    kept = None
     if frozen is not None:
         frozen.keep_still(backend.model)
-        kept = ActivationCache(frozen) if cache_activations else None
     begun = time.monotonic()
 
     def seeded(step: Step) -> None:

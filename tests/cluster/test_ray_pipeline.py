@@ -227,7 +227,7 @@ def gradient_worker(payload: dict[str, Any]) -> None:
 def part_losses(folder: str, deepspeed: dict[str, Any] | None) -> list[float]:
     from ensemw2s.config import ModelConfig, TrainingConfig
     from ensemw2s.models.loading import load_model
-    from ensemw2s.models.trainable import freeze
+    from ensemw2s.models.trainable import ActivationCache, freeze
     from ensemw2s.training.backends import TorchBackend
     from ensemw2s.training.deepspeed import DeepSpeedBackend
     from ensemw2s.training.loop import fit
@@ -239,8 +239,8 @@ def part_losses(folder: str, deepspeed: dict[str, Any] | None) -> list[float]:
     backend: Any = TorchBackend(model, config)
     if deepspeed is not None:
         backend = DeepSpeedBackend(model, config, deepspeed, accumulation=2, bf16=False)
-    kept = deepspeed is not None
-    report = fit(backend, gradient_data(), config, seed=1, pad_id=0, frozen=frozen, cache_activations=kept)
+    kept = ActivationCache(frozen) if deepspeed is not None and frozen is not None else None
+    report = fit(backend, gradient_data(), config, seed=1, pad_id=0, frozen=frozen, kept=kept)
     return report.losses
 
 
