@@ -152,7 +152,7 @@ def publish(name: str, body: str, arguments: argparse.Namespace, argv: Sequence[
     """Print a section, and write it into the document unless the run was a quick one.
 
     Args:
-        name: of the program; the section that it replaces.
+        name: of the section that is replaced: that of the program, with a hyphen and a word where it has several.
         body: Markdown.
         arguments: parsed.
         argv: as the program was called.
@@ -163,7 +163,7 @@ def publish(name: str, body: str, arguments: argparse.Namespace, argv: Sequence[
     given = list(sys.argv[1:] if argv is None else argv)
     # Files are named by their last part: where they lie on this machine concerns nobody.
     words = [Path(word).name if os.sep in word else word for word in given]
-    command = shlex.join(["python", "-m", f"benchmarks.{name}", *words])
+    command = shlex.join(["python", "-m", f"benchmarks.{name.partition('-')[0]}", *words])
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     section = f"{when}; {machine(arguments.threads)}.\n\n`{command}`\n\n{body.strip()}"
     print(section)

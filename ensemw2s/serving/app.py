@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -105,9 +106,26 @@ def build_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         return await service.label(body, request)
 
     add_inspector(app, backend, settings, service)
-    routes = frozenset(getattr(route, "path", "") for route in app.routes)
-    app.add_middleware(Guard, settings=settings, keys=keys, metrics=metrics, routes=routes)
+    app.openapi = partial(_document, app)  # type: ignore[method-assign]
+    methods = {getattr(route, "path", ""): getattr(route, "methods", None) or () for route in app.routes}
+    posts = frozenset(path for path, allowed in methods.items() if "POST" in allowed)
+    app.add_middleware(
+        Guard, settings=settings, keys=keys, metrics=metrics, routes=frozenset(methods), posts=posts
+    )
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: without FastAPI's own answer to bad requests, which is never given; metrics are text."""
+    document = FastAPI.openapi(app)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    metrics = document["paths"]["/metrics"]["get"]["responses"]
+    metrics["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
+    return document
 
 
 def _describe(model: ServedModel) -> dict[str, Any]:

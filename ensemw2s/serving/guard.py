@@ -38,6 +38,7 @@ class Guard:
         keys: who may ask; None lets in everybody who asks this machine by a loopback name.
         metrics: counters.
         routes: paths that are counted by name; all others count as "other".
+        posts: those that take a body.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Guard:
         keys: ApiKeys | None,
         metrics: Metrics,
         routes: frozenset[str],
+        posts: frozenset[str],
     ) -> None:
         self._app, self._settings, self._keys = app, settings, keys
-        self._metrics, self._routes = metrics, routes
+        self._metrics, self._routes, self._posts = metrics, routes, posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,7 +116,7 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and scope["path"] in self._posts:
             # What a form on another site can send is no JSON.
             kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
             if kind != "application/json":

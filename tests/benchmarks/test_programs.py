@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import adapters, choices, common, overhead, reweight, speculate, train
+from benchmarks import adapters, choices, common, overhead, reweight, serve, speculate, train
 from benchmarks.material import encode, read_questions, tiny_model
 from ensemw2s.config import ModelConfig
 from ensemw2s.models.loading import load_model, load_tokenizer
@@ -144,3 +145,39 @@ def test_overhead_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "overhead 4.2% of the compute" in text
     with pytest.raises(SystemExit):
         overhead.main(QUICK)
+
+
+class TestServe:
+    def test_what_clients_saw(self) -> None:
+        seen = [
+            {"status": 200, "sent": 1.0, "first": 1.1, "end": 2.0, "tokens": 6},
+            {"status": 200, "sent": 1.5, "first": 1.8, "end": 3.0, "tokens": 4},
+            {"status": 429, "sent": 0.0, "first": None, "end": 0.1, "tokens": 0},
+            {"status": 0, "sent": 2.0, "first": 2.5, "end": 5.0, "tokens": 0},
+        ]
+        found = serve.Load(seen)
+        assert (found.tokens, found.seconds) == (10, 5.0)
+        assert found.milliseconds("first") == "200 / 290 / 298"
+        assert found.milliseconds("end") == "1,250 / 1,475 / 1,495"
+        assert serve.line("x", True, found) == [
+            "x",
+            "yes",
+            "4",
+            "2",
+            "200 / 290 / 298",
+            "1,250 / 1,475 / 1,495",
+            "1",
+            "1",
+        ]
+
+    @pytest.mark.slow
+    def test_clients_get_what_the_engine_makes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A server, Locust and the engine; the program ends with an error where their tokens are not as many."""
+        # Importing it would replace the sockets of this process.
+        if importlib.util.find_spec("locust") is None:
+            pytest.skip("locust is not installed")
+        assert serve.main(QUICK) == 0
+        lines = [[c.strip() for c in t.split("|")] for t in capsys.readouterr().out.splitlines()]
+        rows = {(c[1], c[2]): c for c in lines if len(c) == 10 and c[2] in ("yes", "no")}
+        assert [(row[3], *row[7:9]) for row in rows.values()] == [("16", "0", "0")] * 6
+        assert {key[1] for key in rows if key[0] in ("1 client", "3 clients")} == {"yes", "no"}
