@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", type=Path, default=None, help="JSONL with question, choices, answer: prompts"
     )
     parser.add_argument("--members", type=int, default=2, choices=range(1, len(ALPHAS) + 1))
+    parser.add_argument("--layers", type=int, default=None, help="of each member (default: all but one)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=48)
     arguments = parser.parse_args(argv)
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         base = base_model(arguments.model, quick, Path(name))
-        configs = member_configs(base, None, arguments.members)
+        configs = member_configs(base, arguments.layers, arguments.members)
         pool = ModelPool([load_model(config, device=device, dtype=dtype) for config in configs])
         tokenizer = load_tokenizer(base)
         asked = [e.prompt for e in encode(tokenizer, read_questions(arguments.data, max(arguments.rows)))]
@@ -144,8 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         costs = [
             f"{token_cost(pool._models[0], n, 3, 2 if quick else 9):.3f} beside {n}" for n in arguments.rows
         ]
+    layers = "all but one" if arguments.layers is None else f"{arguments.layers}"
     note = (
-        f"{base.display_name}, {arguments.members} members, {arguments.threads} torch threads, "
+        f"{base.display_name}, {arguments.members} members of {layers} layers, {arguments.threads} torch threads, "
         f"{str(dtype).removeprefix('torch.')}, {n_tokens} tokens a row, {repeats} repeats by turns. One more token in a forward "
         f"costs, in steps without drafts: {', '.join(costs)} rows."
     )

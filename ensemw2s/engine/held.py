@@ -106,6 +106,7 @@ class HeldModels:
 
         shared: SharedBase | None = self._hold(_name(group), load)
         if shared is None:
+            del self._held[_name(group)]
             for ref in group:
                 del self._groups[ref.key]
         return shared

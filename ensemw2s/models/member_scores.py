@@ -33,7 +33,7 @@ def score_together(
     those of ``score``.
     """
     model, n = shared.every(), shared.n_members
-    rows, offsets = plan_rows(model, requests, method, max(1, batch_tokens // n))
+    rows, offsets = plan_rows(model, requests, method, max(1, batch_tokens // n), n)
     logprobs = np.empty((n, int(offsets[-1])), dtype=np.float32)
     hits = np.empty(logprobs.shape, dtype=np.bool_)
     with torch.inference_mode():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ensemw2s.errors import ModelError
+from ensemw2s.models.cache import SlotCache, takes_slot_cache
 from ensemw2s.models.facts import max_positions
 from ensemw2s.models.rows import Batch, Row, build_row, pad_rows, plan_batches, split_branches, tree_mask
 
@@ -117,14 +118,17 @@ def tail_logits(
 
 
 def plan_rows(
-    model: Any, requests: Sequence[ScoreRequest], method: Method, batch_tokens: int
+    model: Any, requests: Sequence[ScoreRequest], method: Method, batch_tokens: int, copies: int = 1
 ) -> tuple[list[Row], np.ndarray]:
     """The rows of some requests, and where each continuation starts in the flat result; raises as :func:`score`."""
-    vocab_size = _vocab_size(model)
-    lengths = _check(requests, vocab_size, max_positions(model.config))
+    lengths = _check(requests, _vocab_size(model), max_positions(model.config))
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    max_tail = max(1, MAX_HEAD_VALUES // vocab_size)
-    return _make_rows(model, requests, offsets, method, batch_tokens, max_tail), offsets
+    return _make_rows(model, requests, offsets, method, batch_tokens, _max_tail(model, copies)), offsets
+
+
+def _max_tail(model: Any, copies: int) -> int:
+    """Most positions that the output head may run on at a time."""
+    return max(1, MAX_HEAD_VALUES // _vocab_size(model) // copies)
 
 
 def _vocab_size(model: Any) -> int:
@@ -139,7 +143,9 @@ def tail_batches(
     copies: int = 1,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Batches of rows with the logits (B * copies, n_tail, V) float32 of their ends; copies of a row follow one another."""
-    max_tail = max(1, MAX_HEAD_VALUES // _vocab_size(model) // copies)
+    max_tail = _max_tail(model, copies)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    in_parts = takes_slot_cache(base.config) and _accepts(base, "past_key_values")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -147,7 +153,11 @@ def tail_batches(
         done = 0
         for members in plan_batches(rows, max_tokens=batch_tokens, max_tail=max_tail):
             batch = pad_rows([rows[i] for i in members], device)
-            yield batch, _logits_of(model, batch, all(rows[i].is_sequence for i in members), copies)
+            sequences = all(rows[i].is_sequence for i in members)
+            if len(members) == 1 and sequences and batch.n_tail > max_tail and in_parts:
+                yield from _parts(model, batch, max_tail, copies)
+            else:
+                yield batch, _logits_of(model, batch, sequences, copies)
             done += len(members)
             if progress is not None:
                 progress(done, len(rows))
@@ -254,6 +264,37 @@ def _logits_of(model: Any, batch: Batch, sequences: bool, copies: int) -> torch.
     )
     inputs = {"input_ids": ids, "attention_mask": mask}
     return forward_tail(model, inputs, positions, batch.n_tail).float()
+
+
+def _parts(model: Any, batch: Batch, max_tail: int, copies: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """A long text, the only row of a batch, read a part at a time behind what was read before: the output head runs on at most
+    `max_tail` positions."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    length, cache = batch.input_ids.shape[1], SlotCache()
+    source = batch.column + (length - batch.n_tail)
+    begin, end = 0, length - batch.n_tail + max_tail
+    while begin < length:
+        n_tail = min(max_tail, end - begin)
+        ids, positions = (
+            x[:, begin:end].repeat_interleave(copies, dim=0) for x in (batch.input_ids, batch.positions)
+        )
+        extra: dict[str, Any] = {"position_ids": positions} if _accepts(base, "position_ids") else {}
+        if _accepts(base, "logits_to_keep"):
+            extra["logits_to_keep"] = n_tail
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **extra)
+        here = (source >= end - n_tail) & (source < end)
+        part = Batch(
+            input_ids=batch.input_ids[:, begin:end],
+            positions=batch.positions[:, begin:end],
+            branch=batch.branch[:, begin:end],
+            n_tail=n_tail,
+            row=batch.row[here],
+            column=source[here] - (end - n_tail),
+            targets=batch.targets[here],
+            output=batch.output[here.cpu().numpy()],
+        )
+        yield part, output.logits[:, -n_tail:].float()
+        begin, end = end, min(length, end + max_tail)
 
 
 def scores_of(batch: Batch, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

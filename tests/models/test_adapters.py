@@ -15,6 +15,7 @@ from transformers import GPT2Config
 
 from ensemw2s.config import LoraConfig, ModelConfig
 from ensemw2s.errors import ArtifactError, ModelError
+from ensemw2s.models import scoring
 from ensemw2s.models.adapters import SharedBase, is_plain_adapter, load_shared
 from ensemw2s.models.decoding import StepDecoder
 from ensemw2s.models.lanes import LaneRows, Lanes, Move
@@ -95,8 +96,17 @@ def test_memory_is_that_of_one_base(shared: SharedBase, apart: list[Any]) -> Non
 
 @pytest.mark.parametrize("method", ["tree", "rows"])
 @pytest.mark.parametrize("batch_tokens", [40, 4096])
-def test_scores(shared: SharedBase, apart: list[Any], method: Any, batch_tokens: int) -> None:
+def test_scores(
+    shared: SharedBase,
+    apart: list[Any],
+    method: Any,
+    batch_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     requests = random_requests(5, 7)
+    if batch_tokens == 40:
+        # A text of more tokens than the head takes is read in parts.
+        monkeypatch.setattr(scoring, "MAX_HEAD_VALUES", 12 * VOCAB_SIZE)
     together = score_together(shared, requests, batch_tokens=batch_tokens, method=method)
     for own, model in zip(together, apart, strict=True):
         alone = score(model, requests)

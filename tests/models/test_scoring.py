@@ -142,6 +142,38 @@ def test_the_head_is_bounded(
     np.testing.assert_allclose(bounded.logprobs, whole.logprobs, atol=ATOL)
 
 
+@pytest.mark.parametrize("method", ["tree", "rows"])
+def test_a_text_longer_than_the_head_takes_is_read_in_parts(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    """Whatever the vocabulary: no forward makes more logits than allowed, and every token is read once."""
+    rng = np.random.default_rng(3)
+
+    def tokens(n: int) -> np.ndarray:
+        return rng.integers(0, VOCAB_SIZE, n).astype(np.int32)
+
+    long = [
+        ScoreRequest(tokens(5), (tokens(40), tokens(3))),
+        ScoreRequest(tokens(1), (tokens(21),)),
+        ScoreRequest(tokens(60), (tokens(10), tokens(11))),
+    ]
+    whole = score(llama, long, method=method)
+    monkeypatch.setattr(scoring, "MAX_HEAD_VALUES", 10 * VOCAB_SIZE)
+    seen: list[int] = []
+
+    def spy(module: Any, args: Any, output: Any) -> None:
+        seen.append(output.numel())
+
+    hook = llama.lm_head.register_forward_hook(spy)
+    parts = score(llama, long, method=method)
+    hook.remove()
+    assert max(seen) <= 10 * VOCAB_SIZE
+    assert len(seen) > 8
+    np.testing.assert_allclose(parts.logprobs, whole.logprobs, atol=ATOL)
+    np.testing.assert_array_equal(parts.hits, whole.hits)
+    assert parts.tokens_forwarded >= whole.tokens_forwarded
+
+
 def test_progress_reaches_the_end(llama: Any, requests: list[ScoreRequest]) -> None:
     calls: list[tuple[int, int]] = []
     score(llama, requests, batch_tokens=100, progress=lambda done, total: calls.append((done, total)))
