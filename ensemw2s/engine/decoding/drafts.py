@@ -124,10 +124,10 @@ def best_length(drafts: Mapping[int, tuple[int, float]], rows: int) -> int:
     A step with drafts of d tokens gives each text 1 + p + ... + p^d tokens if each stands with chance p (Leviathan, Kalman,
     Matias, arXiv 2211.17192, equation 1) and takes the time 1 + TOKEN_COST * (1 + d) * rows, with d = 0 if nothing is drafted.
     """
-    gains = np.zeros(LONGEST + 1)
-    for length, chance in drafts.values():
-        powers = chance ** np.arange(1, LONGEST + 1)
-        powers[length:] = 0
-        gains[1:] += np.cumsum(powers)
+    if not drafts:
+        return 0
+    held, chances = (np.array(column)[:, None] for column in zip(*drafts.values(), strict=True))
     lengths = np.arange(LONGEST + 1)
+    stand = np.where((lengths > 0) & (lengths <= held), chances**lengths, 0.0)
+    gains = stand.cumsum(axis=1).sum(axis=0)
     return int(np.argmax((rows + gains) / (1 + TOKEN_COST * (1 + lengths) * rows)))
