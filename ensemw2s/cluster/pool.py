@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ensemw2s.cluster.failures import Failure, FailureCounts, FailureLimits, decide
 from ensemw2s.cluster.placement import SupervisorPlan
-from ensemw2s.cluster.remote_errors import failure_kind, first_line, unwrap
+from ensemw2s.cluster.remote_errors import failure_kind, first_line, last_line, unwrap
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.lost import member_of, what_it_did
 from ensemw2s.engine.pool import Pending
@@ -224,7 +224,11 @@ class RayPool:
         worker, waited = call.worker, 0.0
         while True:
             kind = failure_kind(error, node_alive=self._node_alive(worker))
-            limits = self._limits if call.member is not None else FailureLimits(self._limits.max_failures, 60)
+            limits = (
+                self._limits
+                if call.member is not None
+                else FailureLimits(self._limits.max_failures, MAX_WAIT_SECONDS)
+            )
             action = decide(kind, FailureCounts(worker.restarts, waited, self._members()), limits)
             if action != "wait":
                 break
@@ -251,6 +255,8 @@ class RayPool:
     def _final(self, kind: Failure, error: ray.exceptions.RayError) -> BaseException:
         if isinstance(error, ray.exceptions.RayTaskError):
             return unwrap(error)
+        if kind == "exception" and isinstance(error, ray.exceptions.RayActorError):
+            return WorkerFailure(f"a weak supervisor could not start: {last_line(error)}")
         if kind == "exception":
             return error
         if kind == "out_of_memory":

@@ -36,5 +36,13 @@ def failure_kind(error: ray.exceptions.RayError, *, node_alive: bool) -> Failure
 
 def first_line(error: BaseException) -> str:
     """For messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """For messages that are made of a traceback: what was raised."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ensemw2s.cluster.remote_errors import last_line
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
 from ensemw2s.errors import ArtifactError, EnsemW2SError, WorkerFailure
@@ -97,7 +98,7 @@ def _fit(
     except Exception as error:
         names = ", ".join(task.name for task in tasks)
         raise _user_error(error) or WorkerFailure(
-            f"training the strong model ({names}) failed: {_last_line(error)}; "
+            f"training the strong model ({names}) failed: {last_line(error)}; "
             "run the same command to continue from its last checkpoint"
         ) from error
 
@@ -108,7 +109,7 @@ def _failure_notes(coordinator: Any) -> Any:
 
     class FailureNotes(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            error = _last_line(next(iter(worker_exceptions.values())))
+            error = last_line(next(iter(worker_exceptions.values())))
             fields = {"ranks": sorted(worker_exceptions), "error": error[:200]}
             coordinator.happened.remote("strong_workers_failed", fields)
 
@@ -272,8 +273,3 @@ def _user_error(error: BaseException) -> EnsemW2SError | None:
             if isinstance(candidate, EnsemW2SError):
                 return candidate
     return None
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
