@@ -231,19 +231,26 @@ def test_what_followed_before_is_proposed() -> None:
 
 
 def test_chances_are_learnt_from_what_came() -> None:
-    draft = NgramDraft(np.array([1]))
-    assert draft.chance == 0.5
-    draft.learn([1, 2, 3], [1, 2])
+    """Judged up to the first token that did not stand, whether it was drafted or not; a new text begins with what others taught."""
+    again = np.tile([1, 2, 3], 4)
+    drafter = NgramDrafter()
+    drafter.propose({0: (again, [1])}, {0: 5}, 1)
+    assert drafter._drafts[0].chance.value == 0.5
+    drafter.learn(0, [2, 3])
     # (0.5 * 0.9 + 1) * 0.9 + 1 of (1 * 0.9 + 1) * 0.9 + 1
-    assert draft.chance == pytest.approx(2.305 / 2.71)
-    draft.learn([1, 2, 3], [5, 2, 3])
-    assert draft.chance == pytest.approx(2.305 * 0.9 / (2.71 * 0.9 + 1))
-    for _ in range(60):
-        draft.learn([1], [2])
-    assert best_length({0: (4, draft.chance)}, 1) == 0
-    for _ in range(60):
-        draft.learn([1], [1])
-    assert best_length({0: (4, draft.chance)}, 1) == 4
+    assert drafter._drafts[0].chance.value == pytest.approx(2.305 / 2.71)
+    drafter.propose({0: (again, [1, 2, 3])}, {0: 5}, 1)
+    drafter.learn(0, [5, 2, 3])
+    assert drafter._drafts[0].chance.value == pytest.approx(2.305 * 0.9 / (2.71 * 0.9 + 1))
+    drafter.learn(7, [1])
+    for i in range(1, 40):
+        drafter.propose({i: (again, [1])}, {i: 5}, 1)
+        drafter.learn(i, [9])
+    assert drafter.propose({50: (again, [1])}, {50: 5}, 1) == {}
+    for i in range(51, 300):
+        drafter.propose({i: (again, [1])}, {i: 5}, 1)
+        drafter.learn(i, [2, 3, 1, 2, 3])
+    assert drafter.propose({400: (again, [1])}, {400: 5}, 1) == {400: [2, 3, 1, 2, 3]}
 
 
 def test_the_best_length() -> None:

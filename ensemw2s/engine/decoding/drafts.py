@@ -20,8 +20,30 @@ LONGEST = 8
 #: more often worth it than this says): see ``python -m benchmarks.speculate``.
 TOKEN_COST = 0.12
 
-#: Weight of what was seen a draft ago in the share of drafted tokens that stand.
-MEMORY = 0.9
+#: Weight of what was seen a token ago in the share of drafted tokens that stand: of one text, and of all.
+MEMORY, LONG_MEMORY = 0.9, 0.99
+
+
+class Chance:
+    """How likely a drafted token stands.
+
+    Args:
+        first: what is believed before anything was seen; it counts as one token.
+        memory: weight of what was seen a token ago.
+    """
+
+    def __init__(self, first: float, memory: float) -> None:
+        self._stood, self._tried, self._memory = first, 1.0, memory
+
+    def learn(self, stood: bool) -> None:
+        """One more token has been judged."""
+        self._stood = self._memory * self._stood + stood
+        self._tried = self._memory * self._tried + 1
+
+    @property
+    def value(self) -> float:
+        """In (0, 1)."""
+        return self._stood / self._tried
 
 
 class NgramDraft:
@@ -29,12 +51,13 @@ class NgramDraft:
 
     Args:
         text: (p,) token ids.
+        chance: how likely drafts of other texts have stood.
     """
 
-    def __init__(self, text: np.ndarray) -> None:
+    def __init__(self, text: np.ndarray, chance: float = 0.5) -> None:
         self._text: list[int] = []
         self._next: dict[tuple[int, ...], int] = {}
-        self._stood, self._tried = 0.5, 1.0
+        self.chance = Chance(chance, MEMORY)
         self.extend(text.tolist())
 
     def extend(self, tokens: Iterable[int]) -> None:
@@ -61,19 +84,6 @@ class NgramDraft:
                 return follow
         return []
 
-    def learn(self, proposed: Sequence[int], true: Sequence[int]) -> None:
-        """What the next tokens were: the first ones of a proposal are judged as far as they are known."""
-        for a, b in zip(proposed, true, strict=False):
-            self._stood = MEMORY * self._stood + (a == b)
-            self._tried = MEMORY * self._tried + 1
-            if a != b:
-                break
-
-    @property
-    def chance(self) -> float:
-        """How likely a drafted token stands, in (0, 1)."""
-        return self._stood / self._tried
-
 
 class NgramDrafter:
     """The drafts of all texts that are being decoded."""
@@ -83,6 +93,8 @@ class NgramDrafter:
     def __init__(self) -> None:
         self._drafts: dict[int, NgramDraft] = {}
         self._proposed: dict[int, list[int]] = {}
+        # A text that begins is no better known than the others: drafts in vain cost a run once, not every text.
+        self._chance = Chance(0.5, LONG_MEMORY)
 
     def propose(
         self, texts: Mapping[int, tuple[np.ndarray, Sequence[int]]], most: Mapping[int, int], rows: int
@@ -101,21 +113,24 @@ class NgramDrafter:
         for i, limit in most.items():
             prompt, answer = texts[i]
             if i not in self._drafts:
-                self._drafts[i] = self.draft_type(prompt)
+                self._drafts[i] = self.draft_type(prompt, self._chance.value)
             draft = self._drafts[i]
             draft.extend(answer[len(draft) - len(prompt) :])
             found = draft.propose(min(limit, LONGEST))
             if found:
                 self._proposed[i] = found
         length = best_length(
-            {i: (len(found), self._drafts[i].chance) for i, found in self._proposed.items()}, rows
+            {i: (len(found), self._drafts[i].chance.value) for i, found in self._proposed.items()}, rows
         )
         return {i: found[:length] for i, found in self._proposed.items()} if length else {}
 
     def learn(self, request: int, tokens: Sequence[int]) -> None:
         """The tokens that a step has given to a text; what was proposed is judged by them, drafted or not."""
-        if request in self._proposed:
-            self._drafts[request].learn(self._proposed[request], tokens)
+        for proposed, token in zip(self._proposed.get(request, ()), tokens, strict=False):
+            self._drafts[request].chance.learn(proposed == token)
+            self._chance.learn(proposed == token)
+            if proposed != token:
+                break
 
 
 def best_length(drafts: Mapping[int, tuple[int, float]], rows: int) -> int:
