@@ -34,13 +34,28 @@ hypothesis.settings.load_profile("repeatable")
 @functools.cache
 def group(path: str) -> str:
     """Where a test file belongs when several processes run the tests: all that needs Ray goes to one of them."""
-    text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+    text = _text(path)
     return "ray" if "ray_cluster: None" in text or '"ray", "start"' in text else path
 
 
+@functools.cache
+def kills_nodes(path: str) -> bool:
+    """Whether a test file leaves dead nodes in the Ray of all."""
+    return "def kill_node" in _text(path)
+
+
+def _text(path: str) -> str:
+    return (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests with Ray take longest, so they begin first."""
-    items.sort(key=lambda item: group(item.nodeid.split("::")[0]) != "ray")
+    """The tests with Ray take longest, so they begin first; last among them those that others would suffer from."""
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        path = item.nodeid.split("::")[0]
+        return group(path) != "ray", kills_nodes(path)
+
+    items.sort(key=order)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -35,7 +35,10 @@ PROBE_SECONDS = 5.0
 PLACE_SECONDS = 120.0
 """for a place for a worker that is made again; its work then goes to another one, where there is one"""
 #: A restarted worker does not hold the rows of a decode: the vote begins its texts again.
-IN_SESSION = ("decode_step", "decode_exact", "decode_more", "decode_full")
+IN_SESSION = ("decode_step", "decode_steps", "decode_exact", "decode_more", "decode_full")
+
+#: What a worker that is made again is told once more.
+TOLD = ("keep_models", "share_bases")
 
 Happened = Callable[..., None]
 """called with the kind of an event and its fields"""
@@ -54,7 +57,7 @@ class _Worker:
     where: Any
     restarts: int = 0
     calls: list[RayCall] = field(default_factory=list)
-    keeps: int | None = None
+    told: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 class RayCall:
@@ -161,8 +164,8 @@ class RayPool:
         if not self._workers:
             self._start()
         worker = self._workers[self._place[slot % self.size]]
-        if method == "keep_models":
-            worker.keeps = int(args[0])
+        if method in TOLD:
+            worker.told[method] = args
         call = RayCall(self, worker, method, args)
         worker.calls.append(call)
         self.tell_queue()
@@ -311,8 +314,8 @@ class RayPool:
                 self._move(worker, min(others, key=lambda w: len(w.calls)))
                 return
             self._happened("waiting_for_room", worker=worker.index)
-        if worker.keeps is not None:
-            worker.actor.call.remote("keep_models", worker.keeps)
+        for method, args in worker.told.items():
+            worker.actor.call.remote(method, *args)
         self._again(worker)
 
     def _move(self, worker: _Worker, other: _Worker) -> None:

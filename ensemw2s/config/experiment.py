@@ -197,7 +197,7 @@ class RuntimeConfig(Section):
         2, description="restarts of a died worker before the run stops"
     )
     speculate: Literal["off", "ngram"] = Field(
-        "ngram",
+        "off",
         description="free answers: tokens that may come next are drafted where the text has said the same before (ngram), and one "
         "step of all members decides on them; the answers are the same (in float32), the steps fewer",
     )

@@ -316,9 +316,14 @@ class WeakSupervisor:
         """Hold up to n models in memory from now on (a vote steps several members at once)."""
         self._models.kept = max(1, n)
 
-    def share_bases(self, refs: list[ModelRef]) -> None:
-        """These members vote together from now on: adapters of one base share it, unless runtime.share_bases is false."""
+    def share_bases(self, refs: list[ModelRef]) -> bool:
+        """These members vote together from now on: adapters of one base share it, unless runtime.share_bases is false.
+
+        Returns:
+            whether any do.
+        """
         self._models.share_bases(refs)
+        return bool(self._models.groups(refs))
 
     def _side(self, side: Side) -> EncodedSplits:
         if side not in self._splits:

@@ -21,13 +21,14 @@ def share_bases(pool: SupervisorPool, refs: Sequence[ModelRef]) -> SupervisorPoo
         refs: the members that vote.
 
     Returns:
-        the pool to call them by; the same one where every member has a process of its own.
+        the pool to call them by; the same one where every member has a process of its own, or a base.
     """
     if pool.size >= len(refs):
         return pool
-    for slot in range(pool.size):
-        pool.submit(slot, "share_bases", list(refs[slot :: pool.size])).result()
-    return pool if isinstance(pool, TogetherPool) else TogetherPool(pool)
+    asked = [pool.submit(slot, "share_bases", list(refs[slot :: pool.size])) for slot in range(pool.size)]
+    # Members that share nothing are asked one by one: one that fails is then known by its call.
+    shared = [call.result() for call in asked]
+    return TogetherPool(pool) if any(shared) and not isinstance(pool, TogetherPool) else pool
 
 
 class TogetherPool:
