@@ -1,8 +1,7 @@
 """A loss that comes with deaths: the process that trains with it kills itself where a plan says so.
 
 The plan is a folder: ``death-N.json`` names the N-th death, {"doing": ..., "member": ..., "call": ...}, and is removed when it
-is died; ``hold.json`` names a call in the same way that waits until the test makes the file ``go``, so that the run cannot end
-before the test has seen it; ``calls`` grows by a byte for each micro-batch of a training.
+is died; ``calls`` grows by a byte for each micro-batch of a training.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,12 @@ _calls: Counter[tuple[str, str]] = Counter()
 _now: dict[str, Any] = {"member": "", "folder": None}
 
 
-def write_plan(folder: Path, *deaths: dict[str, Any], hold: dict[str, Any] | None = None) -> str:
+def write_plan(folder: Path, *deaths: dict[str, Any]) -> str:
     """Make the plan of a run; its name goes into the loss's options."""
     folder.mkdir(parents=True)
     for n, death in enumerate(deaths):
         (folder / f"death-{n}.json").write_text(json.dumps(death))
-    if hold is not None:
-        (folder / "hold.json").write_text(json.dumps(hold))
     return str(folder)
-
-
-def release(folder: Path) -> None:
-    """Let the call go on that the plan holds."""
-    (folder / "go").touch()
 
 
 def loss(logits: torch.Tensor, targets: Targets, plan: str = "") -> torch.Tensor:
@@ -55,15 +46,12 @@ def _live_or_die(doing: str, member: str) -> None:
     if _now["folder"] is None:
         return
     _calls[doing, member] += 1
-    now = {"doing": doing, "member": member, "call": _calls[doing, member]}
-    hold = _now["folder"] / "hold.json"
-    if hold.exists() and json.loads(hold.read_text()) == now:
-        deadline = time.monotonic() + 120
-        while not (_now["folder"] / "go").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        hold.unlink()
     plans = sorted(_now["folder"].glob("death-*.json"))
-    if plans and json.loads(plans[0].read_text()) == now:
+    if plans and json.loads(plans[0].read_text()) == {
+        "doing": doing,
+        "member": member,
+        "call": _calls[doing, member],
+    }:
         plans[0].unlink()
         os.kill(os.getpid(), signal.SIGKILL)
 

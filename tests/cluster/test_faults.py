@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from ensemw2s.engine.tasks import ModelRef, ProgressEvent
 from ensemw2s.errors import ConfigError, WorkerFailure
 from ensemw2s.runs.status import read_status
 from ensemw2s.runs.store import RunStore
-from tests.cluster.faulty import release, write_plan
+from tests.cluster.faulty import write_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MakeConfig = Callable[..., dict[str, Any]]
@@ -110,26 +108,6 @@ def test_members_die_at_work(ray_cluster: None, runs: Runs, undisturbed: dict[st
     # Two micro-batches a step. It died in the 11th step, and went on after the 8th: two steps and a half were made twice.
     once, twice = ((runs.plan(name) / "calls").stat().st_size for name in ("undisturbed", "deaths"))
     assert twice - once == 2 * 2 + 1
-
-
-def test_the_coordinator_dies(ray_cluster: None, runs: Runs, undisturbed: dict[str, Any]) -> None:
-    """By SIGKILL, while it waits for the second member's scores: the same command goes on from what is committed."""
-    killed: list[int] = []
-
-    def kill(event: ProgressEvent) -> None:
-        if event.task == "committed member-00" and not killed:
-            # Of this Ray: others may run on the machine.
-            family = psutil.Process().children(recursive=True)
-            pid = next(p.pid for p in family if "CoordinatorActor" in " ".join(p.cmdline()))
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-            release(runs.plan("headless"))
-
-    write_plan(runs.plan("headless"), hold={"doing": "scoring", "member": "01", "call": 1})
-    seen = runs.on_ray("headless", kill)
-    assert len(killed) == 1
-    assert seen == [{"event": "coordinator_restarted", "restarts": 1}]
-    assert runs.results("headless") == undisturbed
 
 
 def test_a_member_that_keeps_dying_stops_the_run_or_is_dropped_by_quorum(
