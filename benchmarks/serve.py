@@ -5,97 +5,28 @@ Open loop: requests come at random times (Poisson), whoever still waits. The ser
 cores; the load is a process of its own. Measured from the clients: first token (streamed) and whole answer.
 
 --soak MINUTES instead: twice as many clients as the server takes, what it answers, and its memory.
+--kills N instead: on Ray Serve, a member is killed N times under the load of 16 clients; no request may be lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.common import Ratio, make_parser, number, publish, ratio_table, table
-from benchmarks.material import PROMPT, read_questions, tiny_model
+from benchmarks.endpoint import ROOT, Load, load, served, trained_run
+from benchmarks.material import PROMPT, read_questions
+from benchmarks.serve_long import kills, soak
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "serving.md"
-MEMBERS = 3
 CLIENTS = (1, 4, 16, 64)
 #: Of the closed loop's requests a second.
 RATES = (0.5, 0.8)
 TARGETS = {False: 0.9, True: 0.7}
-PERCENTILES = (50, 95, 99)
-
-
-@dataclass(frozen=True)
-class Load:
-    """What Locust did: one entry a request (benchmarks/serve_load.py)."""
-
-    answers: Sequence[Mapping[str, Any]]
-
-    @property
-    def statuses(self) -> Counter[int]:
-        """Answers by status."""
-        return Counter(int(a["status"]) for a in self.answers)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all answers."""
-        return sum(a["tokens"] for a in self.answers)
-
-    @property
-    def seconds(self) -> float:
-        """From the first request to the last answer."""
-        return max(a["end"] for a in self.answers) - min(a["sent"] for a in self.answers)
-
-    def milliseconds(self, until: str) -> str:
-        """Percentiles of the time to the first token or the end, of the answers that came."""
-        times = [1000 * (a[until] - a["sent"]) for a in self.answers if a["status"] == 200 and a[until]]
-        return " / ".join(number(float(v)) for v in np.percentile(times, PERCENTILES)) if times else "-"
-
-
-def trained_run(folder: Path, threads: int) -> Path:
-    """A run of three tiny members, trained in seconds."""
-    from ensemw2s import api
-    from ensemw2s.config import ExperimentConfig
-
-    rows = [
-        {"id": s.id, "question": s.question, "choices": list(s.choices or ()), "answer": s.answer}
-        for s in read_questions(None, 60)
-    ]
-    data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    training = {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3}
-    models = [{"path": str(tiny_model(folder / f"tiny-{seed}", seed=seed))} for seed in range(MEMBERS)]
-    config = {
-        "name": "tiny-members",
-        "runs_dir": str(folder / "runs"),
-        "data": {
-            "pool": {"kind": "file", "path": str(data)},
-            "split": {"method": "random"},
-            "prompt": PROMPT,
-        },
-        "weak": {"models": models, "training": training},
-        "strong": {"model": models[0], "training": training},
-        "boosting": {"method": "bagging", "rounds": MEMBERS},
-        "vote": {"rounds": "all"},
-        "runtime": {"executor": "local", "device": "cpu", "threads": threads},
-    }
-    return api.run(ExperimentConfig.model_validate(config), until="labels").run_dir
 
 
 class Direct:
@@ -127,58 +58,6 @@ class Direct:
     def close(self) -> None:
         """Free the members."""
         asyncio.run(self._backend.close(5.0))
-
-
-@contextmanager
-def served(run_dir: Path, threads: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`ensemw2s serve` in a process of its own; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    words = ["serve", str(run_dir), "--executor", "local", "--port", str(port), "--model", "ensemble"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "ensemw2s.cli", *words], env=environment, stderr=subprocess.DEVNULL, cwd=ROOT
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_ready(url, server)
-        yield url, server
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_ready(url: str, server: subprocess.Popen[bytes], seconds: float = 300.0) -> None:
-    """Until it answers."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise SystemExit(
-                f"the server ended with code {server.returncode}: try ensemw2s serve on this run"
-            )
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    raise SystemExit(f"the server did not answer within {seconds:g} s")
-
-
-def load(url: str, folder: Path, clients: int, **what: Any) -> Load:
-    """Run Locust until all requests are answered."""
-    plan = {"model": "ensemble", "rate": None, "seconds": None, "requests": None, "seed": 0, **what}
-    (folder / "load.json").write_text(json.dumps({**plan, "output": str(folder / "answers.json")}))
-    words = ["--headless", "--only-summary", "--loglevel", "ERROR", "-u", str(clients), "-r", str(clients)]
-    done = subprocess.run(
-        [sys.executable, "-m", "locust", "-f", str(ROOT / "benchmarks" / "serve_load.py"), "-H", url, *words],
-        env={**os.environ, "LOAD": str(folder / "load.json"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"locust failed: {done.stderr.strip()[-500:]}")
-    return Load(json.loads((folder / "answers.json").read_text()))
 
 
 def line(loop: str, streamed: bool, found: Load) -> list[str]:
@@ -248,34 +127,6 @@ def closed_loop(
     return ratios, rows, len(kept[False].answers) / kept[False].seconds
 
 
-def soak(url: str, server: subprocess.Popen[bytes], folder: Path, minutes: float, **what: Any) -> str:
-    """More clients than the server takes, for a while; a line of what came and of its memory."""
-    import threading
-
-    import psutil
-
-    process, sizes, ended = psutil.Process(server.pid), [], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(min(5.0, minutes * 6)):
-            sizes.append(process.memory_info().rss / 2**20)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        found = load(url, folder, 384, seconds=60 * minutes, **what)
-    finally:
-        ended.set()
-        watching.join()
-    early = sizes[len(sizes) // 10]
-    statuses = ", ".join(f"{status}: {n:,}" for status, n in sorted(found.statuses.items()))
-    return (
-        f"{minutes:g} minutes, 384 clients (the server takes 64 and lets 128 wait): answers by status {statuses}; "
-        f"{number(found.tokens / found.seconds)} tokens a second; memory {early:,.0f} MiB after a tenth of the time, "
-        f"{sizes[-1]:,.0f} MiB at the end, {max(sizes):,.0f} MiB at most."
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and publish."""
     parser = make_parser(__doc__)
@@ -286,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--soak", type=float, default=None, metavar="MINUTES", help="only load, for this long"
     )
+    parser.add_argument("--kills", type=int, default=None, help="only load, while a member dies so often")
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     clients, tokens, each = (
@@ -301,6 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         run_dir = arguments.run or trained_run(folder, arguments.threads)
         prompts = [PROMPT.replace("{question}", s.question) for s in read_questions(None, 64)]
+        if arguments.kills is not None:
+            with served(run_dir, arguments.threads, "ray") as (url, server):
+                what = {"prompts": prompts, "max_tokens": tokens, "stream": False}
+                text, kept = kills(url, server, folder, arguments.kills, **what)
+            publish("serve-kills", text, arguments, argv)
+            return 0 if kept else 1
         with served(run_dir, arguments.threads) as (url, server):
             if arguments.soak is not None:
                 what = {"prompts": prompts, "max_tokens": tokens, "stream": False}

@@ -202,13 +202,13 @@ def label_batches(samples: Sequence[Sample]) -> Iterator[range]:
         yield range(begin, len(samples))
 
 
-def local_backend(run: OpenedRun, settings: ServeSettings) -> VoteBackend:
-    """All members in this process."""
+def local_backend(run: OpenedRun, settings: ServeSettings, threads: int | None = None) -> VoteBackend:
+    """All members in this process, with the run's own number of torch threads unless one is given."""
     import os
 
     from ensemw2s.serving.members import LocalMembers
 
-    threads = run.ctx.config.runtime.threads
-    count = (os.cpu_count() or 1) if threads == "auto" else threads
+    own = run.ctx.config.runtime.threads
+    count = threads or ((os.cpu_count() or 1) if own == "auto" else own)
     members = LocalMembers(run.ctx.config, run.ctx.run_dir, threads=count, refs=run.refs)
     return VoteBackend(run, members, settings)

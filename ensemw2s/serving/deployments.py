@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +108,7 @@ class Vote:
         models: served names.
         settings: limits.
         where: application and deployments of the members.
+        threads: torch threads of this process, where it holds the members itself (``together``).
         members: them, where they belong to this application.
     """
 
@@ -116,9 +118,10 @@ class Vote:
         models: tuple[str, ...],
         settings: ServeSettings,
         where: tuple[str, tuple[str, ...]] | None,
+        threads: int | None,
         *members: Any,
     ) -> None:
-        from ensemw2s.serving.backend import VoteBackend
+        from ensemw2s.serving.backend import VoteBackend, local_backend
         from ensemw2s.serving.ray_members import ServeMembers
 
         log_requests()
@@ -126,6 +129,8 @@ class Vote:
         caller = serve.get_replica_context().replica_id.unique_id
 
         def load() -> VoteBackend:
+            if settings.together:
+                return local_backend(open_run(run_dir, models), settings, threads)
             handles = members
             if where is not None:
                 handles = tuple(serve.get_deployment_handle(name, where[0]) for name in where[1])
@@ -166,14 +171,18 @@ def build(arguments: Arguments) -> Application:
     """
     settings = arguments.settings
     run = _open(arguments)
-    if arguments.members is None:
-        where, members = None, _members(arguments, run)
+    where: tuple[str, tuple[str, ...]] | None = None
+    place, members = _Place(arguments.cpus_per_member, 0.0, None), []
+    if settings.together:
+        place = _place(arguments, run, settings.min_copies, "the copies of the vote")
+    elif arguments.members is None:
+        members = _members(arguments, run)
     else:
-        where, members = (arguments.members, tuple(_names(run))), []
+        where = (arguments.members, tuple(_names(run)))
     vote = serve.deployment(
         name="vote",
         max_ongoing_requests=settings.max_concurrent + settings.max_queue + SLACK,
-        ray_actor_options={"num_cpus": arguments.cpus_per_member},
+        ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         # An update starts the new vote, and stops the old one when the new one answers.
@@ -181,7 +190,7 @@ def build(arguments: Arguments) -> Application:
         **_copies(settings, BUSY * settings.max_concurrent),
         **_CARE,
     )(serve.ingress()(Vote))
-    return vote.bind(run.ctx.run_dir, tuple(run.ensembles), settings, where, *members)
+    return vote.bind(run.ctx.run_dir, tuple(run.ensembles), settings, where, place.threads, *members)
 
 
 def build_members(arguments: Arguments) -> Application:
@@ -211,19 +220,11 @@ def _names(run: OpenedRun) -> list[str]:
 
 def _members(arguments: Arguments, run: OpenedRun, together: bool = False) -> list[Application]:
     """Members to be bound; `together`: the first one knows the others, so that it stands for an application."""
-    import ray
-
     settings = arguments.settings
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    count = len(run.refs) * settings.min_copies
-    gpus = _gpus_per_member(arguments, run, count, nodes)
-    resources = {"CPU": arguments.cpus_per_member, **({"GPU": gpus} if gpus else {})}
-    check_fits("the members", [resources] * count, nodes, "gpus_per_member or cpus_per_member")
-    cores = int(min(n.get("CPU", 1.0) for n in nodes if n.get("CPU")))
-    threads = threads_per_process(run.ctx.config.runtime, count, cores)
+    place = _place(arguments, run, len(run.refs) * settings.min_copies, "the members")
     member = serve.deployment(
         max_ongoing_requests=CALLS,
-        ray_actor_options={"num_cpus": arguments.cpus_per_member, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
         graceful_shutdown_timeout_s=settings.drain_seconds + 10,
         graceful_shutdown_wait_loop_s=0.5,
         request_router_config={"request_router_class": "ensemw2s.serving.lanes.LaneRouter"},
@@ -235,8 +236,34 @@ def _members(arguments: Arguments, run: OpenedRun, together: bool = False) -> li
     for name, ref in reversed(list(zip(_names(run), run.refs, strict=True))):
         others = reversed(bound) if together and len(bound) == len(run.refs) - 1 else ()
         own = member.options(name=name)
-        bound.append(own.bind(run.ctx.config, run.ctx.run_dir, ref, threads, *others))
+        bound.append(own.bind(run.ctx.config, run.ctx.run_dir, ref, place.threads, *others))
     return bound[::-1]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a process that holds models reserves, and its torch threads."""
+
+    cpus: float
+    gpus: float
+    threads: int | None
+
+
+def _place(arguments: Arguments, run: OpenedRun, count: int, what: str) -> _Place:
+    """The share of each of `count` processes.
+
+    Raises:
+        UserError: they do not fit the cluster.
+    """
+    import ray
+
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    gpus = _gpus_per_member(arguments, run, count, nodes)
+    resources = {"CPU": arguments.cpus_per_member, **({"GPU": gpus} if gpus else {})}
+    check_fits(what, [resources] * count, nodes, "gpus_per_member or cpus_per_member")
+    cores = int(min(n.get("CPU", 1.0) for n in nodes if n.get("CPU")))
+    threads = threads_per_process(run.ctx.config.runtime, count, cores)
+    return _Place(arguments.cpus_per_member, gpus, threads)
 
 
 _CARE = {"health_check_period_s": 2, "max_constructor_retry_count": 3}

@@ -138,6 +138,9 @@ def _put(run_dir: Path, models: tuple[str, ...], settings: ServeSettings, *, fir
     """New members, and a vote that asks them."""
     from ensemw2s.serving.deployments import Arguments, build, build_members
 
+    if settings.together:
+        _run((build(Arguments(run=run_dir, models=models, settings=settings)), APPLICATION, "/"))
+        return
     members = MEMBERS + secrets.token_hex(4)
     arguments = Arguments(run=run_dir, models=models, settings=settings, members=members)
     try:

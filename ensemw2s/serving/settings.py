@@ -62,6 +62,17 @@ class ServeSettings(Section):
     max_copies: PositiveInt | None = Field(
         None, description="at most: Ray Serve adds and removes copies with the load; default: min_copies"
     )
+    together: bool = Field(
+        False,
+        description="on Ray Serve: hold all members in the process that votes, where adapters of one base share it and answer in "
+        "one forward; none of them can be replaced by itself (--executor local is always so)",
+    )
+
+    @model_validator(mode="after")
+    def _together_no_quorum(self) -> Self:
+        if self.together and self.quorum is not None:
+            raise ValueError("quorum is for members that can die by themselves: leave it out, or together")
+        return self
 
     @model_validator(mode="after")
     def _copies_in_order(self) -> Self:

@@ -173,6 +173,28 @@ def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: s
     assert answers[0].json()["usage"]["completion_tokens"] == 110
 
 
+def test_members_in_one_process(ray_cluster: None, served_run: Path, client: Any) -> None:
+    """One deployment, the same answer."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    from ensemw2s.serving.ray_server import deploy, undeploy
+    from ensemw2s.serving.settings import ServeSettings
+
+    running = _get_global_client(raise_if_no_controller_running=False)
+    port = running.http_config.port if running is not None else free_port()
+    started = deploy(served_run, ("ensemble",), ServeSettings(port=port, together=True))
+    try:
+        assert list(serve.status().applications) == ["ensemw2s"]
+        assert list(serve.status().applications["ensemw2s"].deployments) == ["vote"]
+        body = {**BODY, "max_tokens": 20}
+        answer = post(f"http://127.0.0.1:{port}", "/v1/completions", body)
+        assert answer.headers["x-ensemw2s-members"] == "2/2"
+        assert answer.json()["choices"] == client.post("/v1/completions", body).json()["choices"]
+    finally:
+        undeploy(started)
+
+
 def test_the_configuration_file_is_one(served_run: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
