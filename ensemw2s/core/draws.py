@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemw2s.core._checks import BoolArray, FloatArray, IntArray, as_offsets, as_weights, check_choice
+from ensemw2s.core._parts import parts
 from ensemw2s.core.units import sample_distribution
 
 ReweightMethod = Literal["token_bootstrap", "sample_bootstrap", "loss"]
@@ -112,8 +113,16 @@ def _draw_counts(weights: FloatArray, rng: np.random.Generator) -> IntArray:
     # the last entry, even when that entry has weight 0. Sorted draws make the search walk through memory.
     cumulative = np.cumsum(weights)
     cumulative /= cumulative[-1]
-    drawn = np.searchsorted(cumulative, np.sort(rng.random(weights.size)), side="right")
-    return np.bincount(drawn, minlength=weights.size).astype(np.int64)
+    points = rng.random(weights.size)
+    points.sort()
+    counts = np.zeros(weights.size, dtype=np.int64)
+    # In parts: the places of all draws would be another array of the size of the weights, or two.
+    for part in parts(weights.size):
+        drawn = np.searchsorted(cumulative, points[part], side="right")
+        first = int(drawn[0])
+        found = np.bincount(drawn - first)
+        counts[first : first + found.size] += found
+    return counts
 
 
 def _starts(lengths: IntArray) -> IntArray:

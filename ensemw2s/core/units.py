@@ -54,16 +54,21 @@ def sample_distribution(weights: ArrayLike, offsets: ArrayLike, how: str = "mean
 class Units:
     """The units of one training set. Make it with `Units.build`.
 
+    What follows from the samples' offsets is computed when it is asked for: with a billion tokens, two arrays of one entry a
+    token would hold twice the memory of the weights.
+
     Attributes:
         kind: "token", "window", "sample" or "choice".
-        offsets: (n_units + 1,) int64, where each unit's tokens start.
-        sample_index: (n_units,) int64, the sample that each unit belongs to.
+        sample_offsets: (n_samples + 1,) int64, where each sample's tokens start.
+        window: most tokens in a unit; 1 for "token", None where a unit is a sample.
+        n_units: how many.
         wrong_share: a window or sample is wrong when at least this share of its tokens is; None: when any is.
     """
 
     kind: UnitKind
-    offsets: IntArray
-    sample_index: IntArray
+    sample_offsets: IntArray
+    window: int | None
+    n_units: int
     wrong_share: float | None = None
 
     @classmethod
@@ -101,27 +106,39 @@ class Units:
                 )
             if not 0.0 < wrong_share <= 1.0:
                 raise ValueError(f"wrong_share must lie in (0, 1], got {wrong_share}")
-        lengths = np.diff(bounds)
-        samples = np.arange(lengths.size, dtype=np.int64)
         if kind in ("sample", "choice"):
-            return cls(kind, bounds, samples, wrong_share)
+            return cls(kind, bounds, None, bounds.size - 1, wrong_share)
         size = 1 if window is None else window
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"window must be an integer of at least 1, got {window}")
-        per_sample = -(-lengths // size)
-        sample_index = np.repeat(samples, per_sample)
-        first_unit = np.cumsum(per_sample) - per_sample
-        place = np.arange(sample_index.size, dtype=np.int64) - first_unit[sample_index]
-        starts = bounds[sample_index] + place * size
-        return cls(kind, np.append(starts, bounds[-1]), sample_index, wrong_share)
+        n_units = int(bounds[-1]) if size == 1 else int((-(-np.diff(bounds) // size)).sum())
+        return cls(kind, bounds, int(size), n_units, wrong_share)
 
     @property
-    def n_units(self) -> int:
-        return self.sample_index.size
+    def offsets(self) -> IntArray:
+        """(n_units + 1,) int64, where each unit's tokens start."""
+        if self.window is None:
+            return self.sample_offsets
+        if self.window == 1:
+            return np.arange(self.n_tokens + 1, dtype=np.int64)
+        sample, first_unit = self.sample_index, np.cumsum(self._per_sample) - self._per_sample
+        place = np.arange(self.n_units, dtype=np.int64) - first_unit[sample]
+        return np.append(self.sample_offsets[sample] + place * self.window, self.n_tokens)
+
+    @property
+    def sample_index(self) -> IntArray:
+        """(n_units,) int64, the sample that each unit belongs to."""
+        samples = np.arange(self.sample_offsets.size - 1, dtype=np.int64)
+        return samples if self.window is None else np.repeat(samples, self._per_sample)
+
+    @property
+    def _per_sample(self) -> IntArray:
+        lengths = np.diff(self.sample_offsets)
+        return -(-lengths // self.window) if self.window is not None else np.ones_like(lengths)
 
     @property
     def n_tokens(self) -> int:
-        return int(self.offsets[-1])
+        return int(self.sample_offsets[-1])
 
     def initial_weights(self) -> FloatArray:
         """(n_units,) uniform weights."""
@@ -139,11 +156,21 @@ class Units:
         flags = as_flags(wrong, self.n_units if self.kind == "choice" else self.n_tokens)
         if self.kind in ("token", "choice"):
             return flags
-        counts = np.add.reduceat(flags, self.offsets[:-1], dtype=np.int64)
+        offsets = self.offsets
+        counts = np.add.reduceat(flags, offsets[:-1], dtype=np.int64)
         if self.wrong_share is None:
             return counts > 0
         # 14 of 25 must meet a share of 0.56: the quotient 14 / 25 rounds to it, but 0.56 * 25 exceeds 14.
-        return counts / np.diff(self.offsets) >= self.wrong_share
+        return counts / np.diff(offsets) >= self.wrong_share
+
+    def whole(self, flags: ArrayLike) -> BoolArray:
+        """(n_units,) bool: the units all of whose tokens have the flag, (n_tokens,) bool.
+
+        Raises:
+            ValueError: wrong length, or values other than booleans, 0 and 1.
+        """
+        values = as_flags(flags, self.n_tokens, "flags")
+        return values if self.kind == "token" else np.logical_and.reduceat(values, self.offsets[:-1])
 
     def spread(self, unit_weights: ArrayLike) -> FloatArray:
         """Token weights, (n_tokens,), that sum to 1: every token has the weight of its unit.

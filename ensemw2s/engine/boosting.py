@@ -270,7 +270,7 @@ class Boosting:
         self, slot: int, ref: ModelRef, wrong: np.ndarray, state: BoostingState, draw: RoundDraw
     ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
         """Weighted error on train and out of bag, uniform error on easy_val."""
-        out = np.logical_and.reduceat(draw.out_of_bag, self._units.offsets[:-1])
+        out = self._units.whole(draw.out_of_bag)
         mass = float(state.weights[out].sum())
         val_wrong, spent = self._unit_wrong(slot, ref, "easy_val")
         return {

@@ -175,3 +175,12 @@ def test_sample_distribution_refuses():
         sample_distribution([1.0], [0, 1], "max")
     with pytest.raises(ValueError, match="end at the number of entries, 2, got 1"):
         sample_distribution([1.0, 1.0], [0, 1])
+
+
+@given(offsets=ragged, kind=st.sampled_from(["token", "window", "sample"]), data=st.data())
+def test_a_unit_is_whole_when_all_its_tokens_are(offsets, kind, data):
+    units = build(offsets, kind)
+    flags = np.array(data.draw(st.lists(st.booleans(), min_size=units.n_tokens, max_size=units.n_tokens)))
+    starts = units.offsets
+    expected = [bool(flags[a:b].all()) for a, b in itertools.pairwise(starts)]
+    np.testing.assert_array_equal(units.whole(flags), expected)
