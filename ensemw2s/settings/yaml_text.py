@@ -123,6 +123,9 @@ class _Builder:
                 continue
             # Keys are names: `on:` and `2024:` mean the text that was written.
             key = str(key_node.value)
+            if key == "<<":
+                self._problem(key_node, "merge keys (<<) are not part of YAML 1.2: write the keys out")
+                continue
             if key in result:
                 dotted = ".".join(str(part) for part in (*path, key))
                 self._problem(
