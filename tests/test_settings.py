@@ -228,7 +228,10 @@ class TestProblems:
             ("name: a\nb: c: d\n", "line 2, column 5: not YAML"),
             ("name: a\n---\nname: b\n", "line 2, column 1: not YAML"),
             (BASE + "name: again\n", "line 9: name is given twice (first in line 1)"),
-            (BASE + "<<: {seed: 1}\n", "line 9: merge keys (<<) are not part of YAML 1.2: write the keys out"),
+            (
+                BASE + "<<: {seed: 1}\n",
+                "line 9: merge keys (<<) are not part of YAML 1.2: write the keys out",
+            ),
             (
                 BASE.replace("{path: strong-model}", "{path: a, path: b}"),
                 "line 8: strong.model.path is given twice",

@@ -96,10 +96,13 @@ class VoteConfig(Section):
         description="how members' choices become one: weighted by the member weights (EnsemW2S), equal, one vote each, geometric "
         "mean, the best on easy_val, weights fitted on easy_val, or EM without truth; others than weighted need multiple choice",
     )
-    combine: Literal["predictions", "weights"] = Field(
+    combine: Literal["predictions", "weights", "ties", "dare_ties"] = Field(
         "predictions",
-        description="vote over the members' predictions (EnsemW2S), or average their weights into one model; the number of members "
-        "is chosen by the vote either way",
+        description="vote over the members' predictions (EnsemW2S), average their weights into one model, or merge their adapters by "
+        "the PEFT method of that name; the number of members is chosen by the vote in any case",
+    )
+    merge_density: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="ties, dare_ties: share of each adapter's entries that is kept"
     )
     calibrate: bool = Field(
         False, description="fit a temperature to each member on easy_val before it votes (multiple choice)"

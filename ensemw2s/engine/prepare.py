@@ -114,9 +114,14 @@ def prepare(config: ExperimentConfig) -> Prepared:
         raise ConfigError(
             "labels.keep_by agreement needs multiple-choice data: this data has no choices; use confidence or all"
         )
-    if config.vote.combine == "weights" and len(config.weak.models) > 1:
+    combine, weak = config.vote.combine, config.weak.models
+    if combine not in ("predictions", "weights") and weak[0].lora is None:
         raise ConfigError(
-            f"vote.combine weights averages members of one model, and weak.models has {len(config.weak.models)}: use predictions"
+            f"vote.combine {combine} merges adapters, and weak.models has none: give lora, or use weights"
+        )
+    if combine != "predictions" and len(weak) > 1:
+        raise ConfigError(
+            f"vote.combine {combine} makes one of members of one model, and weak.models has {len(weak)}: use predictions"
         )
     tokenizers = [load_tokenizer(m) for m in models]
     prints = [tokenizer_fingerprint(t) for t in tokenizers]

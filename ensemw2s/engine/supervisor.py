@@ -34,7 +34,7 @@ from ensemw2s.engine.tasks import (
     cost,
 )
 from ensemw2s.errors import ConfigError, WorkerFailure
-from ensemw2s.models.averaging import average_weights
+from ensemw2s.models.averaging import average_weights, merge_adapters
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
@@ -177,7 +177,7 @@ class WeakSupervisor:
         return ActivationCache(frozen, rows, self._activations.setdefault(ref.index, {}))
 
     def merge_members(self, refs: list[ModelRef], shares: list[float], output: Path) -> None:
-        """Write the weighted average of fine-tuned members of one weak model as a whole model."""
+        """Write fine-tuned members of one weak model, merged as ``vote.combine`` says, as a whole model."""
         self._models.clear()
         base = self._models.config_of(refs[0])
         folders = [ref.folder for ref in refs if ref.folder is not None]
@@ -186,7 +186,20 @@ class WeakSupervisor:
         def loader(folder: Path) -> Callable[[], Any]:
             return lambda: load_saved(folder, device=self._device, dtype=dtype, base=base)
 
-        merged = average_weights([loader(folder) for folder in folders], shares)
+        vote = self._config.vote
+        if vote.combine == "weights":
+            merged = average_weights([loader(folder) for folder in folders], shares)
+        else:
+            merged = merge_adapters(
+                folders,
+                shares,
+                vote.combine,
+                base=base,
+                density=vote.merge_density,
+                device=self._device,
+                dtype=dtype,
+                seed=self._config.seed,
+            )
         output.parent.mkdir(parents=True, exist_ok=True)
         save_model(merged, self._side("weak").tokenizer, output, base=base)
 

@@ -1,13 +1,16 @@
-"""The weighted average of models of one architecture."""
+"""One model of several: the weighted average of their weights, or their adapters merged by PEFT."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ModelError
+from ensemw2s.models.storage import load_peft
 
 
 def average_weights(load: Sequence[Callable[[], Any]], shares: Sequence[float]) -> Any:
@@ -42,3 +45,42 @@ def average_weights(load: Sequence[Callable[[], Any]], shares: Sequence[float]) 
         for name, parameter in model.named_parameters():
             parameter.copy_(total[name])
     return model
+
+
+def merge_adapters(
+    folders: Sequence[Path],
+    shares: Sequence[float],
+    how: str,
+    *,
+    base: ModelConfig,
+    density: float,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> Any:
+    """Adapters of one base merged by PEFT's ``add_weighted_adapter``, each as heavy as its share, and added into it.
+
+    Args:
+        folders: saved adapters of the same rank.
+        shares: of each, summing to 1.
+        how: ties: small entries are dropped, then those that disagree with the sign of the majority, and the others averaged
+            (Yadav et al. 2023, arXiv 2306.01708); dare_ties: dropped at random, the others scaled up, before the signs are
+            compared (Yu et al. 2023, arXiv 2311.03099). Both treat the matrices A and B of an adapter each for itself.
+        base: what they are adapters of.
+        density: share of the entries that is kept.
+        device: where to compute.
+        dtype: of the base's weights.
+        seed: decides what is dropped at random.
+
+    Raises:
+        ArtifactError: an adapter is damaged, or does not fit the base.
+        ModelError: the base cannot be loaded.
+    """
+    names = [f"member-{t}" for t in range(len(folders))]
+    model = load_peft(dict(zip(names, folders, strict=True)), base, device, dtype)
+    torch.manual_seed(seed)
+    # PEFT averages those of a sign, each times its weight, without dividing by the weights: they must average to 1.
+    weights = [share * len(shares) for share in shares]
+    model.add_weighted_adapter(names, weights, "merged", combination_type=how, density=density)
+    model.set_adapter("merged")
+    return model.merge_and_unload().eval()
