@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ensemw2s.errors import ModelError
-from ensemw2s.models.scoring import ScoreRequest, tail_logits
+from ensemw2s.models.scoring import ScoreRequest, all_tails
 
 
 def top_tokens(
@@ -28,8 +28,8 @@ def top_tokens(
     n_tokens = sum(len(c) for r in requests for c in r.continuations)
     ids = np.empty((n_tokens, k), dtype=np.int32)
     with torch.inference_mode():
-        for batch, logits in tail_logits(model, requests, batch_tokens=batch_tokens, progress=progress):
-            ids[batch.output] = logits[batch.row, batch.column].topk(k).indices.int().cpu().numpy()
+        for tail in all_tails(model, requests, batch_tokens=batch_tokens, progress=progress):
+            ids[tail.output] = tail.at_targets().topk(k).indices.int().cpu().numpy()
     return ids
 
 
@@ -58,11 +58,11 @@ def probabilities_of(
     """
     probs = np.empty(ids.shape, dtype=np.float32)
     with torch.inference_mode():
-        for batch, logits in tail_logits(model, requests, batch_tokens=batch_tokens, progress=progress):
-            wanted = torch.from_numpy(ids[batch.output].astype(np.int64)).to(logits.device)
-            rows = logits[batch.row, batch.column]
+        for tail in all_tails(model, requests, batch_tokens=batch_tokens, progress=progress):
+            rows = tail.at_targets()
+            wanted = torch.from_numpy(ids[tail.output].astype(np.int64)).to(rows.device)
             logs = rows.gather(-1, wanted.clamp(min=0)) - rows.logsumexp(-1, keepdim=True)
-            probs[batch.output] = torch.where(wanted >= 0, logs.exp(), 0.0).cpu().numpy()
+            probs[tail.output] = torch.where(wanted >= 0, logs.exp(), 0.0).cpu().numpy()
     if np.isnan(probs).any():
         raise ModelError("the model's probabilities are not numbers (NaN): its training diverged")
     return probs

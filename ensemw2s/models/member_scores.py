@@ -14,8 +14,7 @@ from ensemw2s.models.scoring import (
     Scores,
     check_numbers,
     plan_rows,
-    scores_of,
-    tail_batches,
+    tails,
 )
 
 
@@ -37,9 +36,8 @@ def score_together(
     logprobs = np.empty((n, int(offsets[-1])), dtype=np.float32)
     hits = np.empty(logprobs.shape, dtype=np.bool_)
     with torch.inference_mode():
-        for batch, logits in tail_batches(model, rows, max(1, batch_tokens // n), progress, copies=n):
-            for t in range(n):
-                logprobs[t, batch.output], hits[t, batch.output] = scores_of(batch, logits[t::n])
+        for tail in tails(model, rows, max(1, batch_tokens // n), progress, copies=n):
+            logprobs[tail.copy, tail.output], hits[tail.copy, tail.output] = tail.scores()
     check_numbers(logprobs)
     forwarded = sum(r.length for r in rows)
     return [Scores(own, hit, offsets, forwarded) for own, hit in zip(logprobs, hits, strict=True)]

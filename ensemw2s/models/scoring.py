@@ -14,6 +14,7 @@ import torch
 from ensemw2s.errors import ModelError
 from ensemw2s.models.cache import SlotCache, takes_slot_cache
 from ensemw2s.models.facts import max_positions
+from ensemw2s.models.heads import Places, Tail, divided
 from ensemw2s.models.rows import Batch, Row, build_row, pad_rows, plan_batches, split_branches, tree_mask
 
 Method = Literal["auto", "tree", "rows"]
@@ -86,8 +87,8 @@ def score(
     logprobs = np.empty(int(offsets[-1]), dtype=np.float32)
     hits = np.empty(int(offsets[-1]), dtype=np.bool_)
     with torch.inference_mode():
-        for batch, logits in tail_batches(model, rows, batch_tokens, progress):
-            logprobs[batch.output], hits[batch.output] = scores_of(batch, logits)
+        for tail in tails(model, rows, batch_tokens, progress):
+            logprobs[tail.output], hits[tail.output] = tail.scores()
     check_numbers(logprobs)
     return Scores(logprobs, hits, offsets, sum(r.length for r in rows))
 
@@ -101,20 +102,18 @@ def check_numbers(logprobs: np.ndarray) -> None:
         )
 
 
-def tail_logits(
+def all_tails(
     model: Any,
     requests: Sequence[ScoreRequest],
     *,
     batch_tokens: int = 4096,
     method: Method = "auto",
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """What :func:`score` makes its scores of: batches, each with the logits (B, n_tail, V) float32 that predict the
-    continuation tokens ``batch.targets``, at ``[batch.row, batch.column]``; they belong at ``batch.output`` of a flat
-    result. The model is in evaluation mode until the iteration ends. Arguments and errors are those of `score`.
-    """
+) -> Iterator[Tail]:
+    """What :func:`score` makes its scores of, a batch at a time. The model is in evaluation mode until the iteration ends.
+    Arguments and errors are those of `score`."""
     rows, _ = plan_rows(model, requests, method, batch_tokens)
-    yield from tail_batches(model, rows, batch_tokens, progress)
+    yield from tails(model, rows, batch_tokens, progress)
 
 
 def plan_rows(
@@ -135,14 +134,15 @@ def _vocab_size(model: Any) -> int:
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
-def tail_batches(
+def tails(
     model: Any,
     rows: list[Row],
     batch_tokens: int,
     progress: Callable[[int, int], None] | None,
     copies: int = 1,
-) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Batches of rows with the logits (B * copies, n_tail, V) float32 of their ends; copies of a row follow one another."""
+) -> Iterator[Tail]:
+    """Batches of rows, with what the model says where they are scored; with several copies of each row, one after another, a
+    tail for each copy."""
     max_tail = _max_tail(model, copies)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     in_parts = takes_slot_cache(base.config) and _accepts(base, "past_key_values")
@@ -155,14 +155,24 @@ def tail_batches(
             batch = pad_rows([rows[i] for i in members], device)
             sequences = all(rows[i].is_sequence for i in members)
             if len(members) == 1 and sequences and batch.n_tail > max_tail and in_parts:
-                yield from _parts(model, batch, max_tail, copies)
+                for part, logits in _parts(model, batch, max_tail, copies):
+                    places = Places.of(part)
+                    for copy in range(copies):
+                        yield _tail(logits[copy][places.column], places, copy)
             else:
-                yield batch, _logits_of(model, batch, sequences, copies)
+                places = Places.of(batch)
+                logits = _logits_of(model, batch, places, sequences, copies)
+                for copy in range(copies):
+                    yield _tail(logits[copy::copies], places, copy)
             done += len(members)
             if progress is not None:
                 progress(done, len(rows))
     finally:
         model.train(was_training)
+
+
+def _tail(logits: torch.Tensor, places: Places, copy: int) -> Tail:
+    return Tail(logits, places.place, places.targets, places.output, copy)
 
 
 def longest_tree_row(model: Any) -> int | None:
@@ -253,8 +263,8 @@ def _make_rows(
     return rows
 
 
-def _logits_of(model: Any, batch: Batch, sequences: bool, copies: int) -> torch.Tensor:
-    """(B * copies, n_tail, V) float32."""
+def _logits_of(model: Any, batch: Batch, places: Places, sequences: bool, copies: int) -> torch.Tensor:
+    """(U * copies, V) at the batch's places, the copies of a place one after another."""
     if sequences:
         mask = (batch.branch >= 0).long()
     else:
@@ -263,7 +273,16 @@ def _logits_of(model: Any, batch: Batch, sequences: bool, copies: int) -> torch.
         x.repeat_interleave(copies, dim=0) for x in (batch.input_ids, mask, batch.positions)
     )
     inputs = {"input_ids": ids, "attention_mask": mask}
-    return forward_tail(model, inputs, positions, batch.n_tail).float()
+    parts = divided(model) if copies == 1 else None
+    if parts is None:
+        logits = forward_tail(model, inputs, positions, batch.n_tail)
+        rows = places.row[:, None] * copies + torch.arange(copies, device=ids.device)
+        return logits[rows.flatten(), places.column.repeat_interleave(copies)]
+    body, head = parts
+    extra = {"position_ids": positions} if _accepts(body, "position_ids") else {}
+    hidden = body(**inputs, **extra, use_cache=False).last_hidden_state
+    picked: torch.Tensor = head(hidden[places.row, places.column + (ids.shape[1] - batch.n_tail)])
+    return picked
 
 
 def _parts(model: Any, batch: Batch, max_tail: int, copies: int) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -293,20 +312,8 @@ def _parts(model: Any, batch: Batch, max_tail: int, copies: int) -> Iterator[tup
             targets=batch.targets[here],
             output=batch.output[here.cpu().numpy()],
         )
-        yield part, output.logits[:, -n_tail:].float()
+        yield part, output.logits[:, -n_tail:]
         begin, end = end, min(length, end + max_tail)
-
-
-def scores_of(batch: Batch, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities (m,) float32 and hits (m,) bool of a batch's targets; the logits (B, n_tail, V) are overwritten."""
-    # In place from here on: the logits are the largest array by far.
-    top, argmax = logits.max(dim=-1, keepdim=True)
-    logits -= top
-    chosen = logits[batch.row, batch.column, batch.targets]
-    total = logits.exp_().sum(dim=-1)
-    scores = chosen - total.log()[batch.row, batch.column]
-    hits = argmax[batch.row, batch.column, 0] == batch.targets
-    return scores.cpu().numpy(), hits.cpu().numpy()
 
 
 def forward_tail(model: Any, inputs: dict[str, Any], positions: torch.Tensor, n_tail: int) -> torch.Tensor:

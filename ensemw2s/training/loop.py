@@ -39,15 +39,18 @@ class TrainingReport:
 
 def target_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """(b, k, V) float32: what the model says at the target positions."""
+    width, k = batch["input_ids"].shape[1], batch["labels"].shape[1]
+    # A column predicts the next one. Named one by one, so that the head does not run on the last and nothing is cut off behind it:
+    # that would copy the logits, the largest array by far.
+    before = torch.arange(width - k - 1, width - 1, device=batch["input_ids"].device)
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         use_cache=False,
-        logits_to_keep=batch["labels"].shape[1] + 1,
+        logits_to_keep=before,
     )
-    # logits[:, c] of the last k + 1 columns predicts the token one column further: drop the last.
-    logits: torch.Tensor = output.logits[:, :-1].float()
+    logits: torch.Tensor = output.logits.float()
     return logits
 
 

@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     Lfm2Config,
     Llama4TextConfig,
     MambaConfig,
@@ -25,6 +26,7 @@ from transformers import (
 from ensemw2s.config import LoraConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models import scoring
+from ensemw2s.models.heads import divided
 from ensemw2s.models.loading import load_model
 from ensemw2s.models.scoring import ScoreRequest, longest_tree_row, score
 from tests.models.tiny_models import VOCAB_SIZE, llama_config, next_logits, random_model, random_requests
@@ -125,21 +127,48 @@ def test_the_head_is_bounded(
     llama: Any, requests: list[ScoreRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    original = scoring.forward_tail
-
-    def spy(*args: Any) -> torch.Tensor:
-        logits = original(*args)
-        seen.append(logits.numel())
-        return logits
-
-    monkeypatch.setattr(scoring, "forward_tail", spy)
+    hook = llama.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
     whole = score(llama, requests)
     unbounded = max(seen)
     monkeypatch.setattr(scoring, "MAX_HEAD_VALUES", 12 * VOCAB_SIZE)
     seen.clear()
     bounded = score(llama, requests)
+    hook.remove()
     assert max(seen) <= 12 * VOCAB_SIZE < unbounded
     np.testing.assert_allclose(bounded.logprobs, whole.logprobs, atol=ATOL)
+
+
+def test_the_head_runs_once_a_place(llama: Any) -> None:
+    """Four choices behind one prompt: its last token, and all tokens of the choices but their last."""
+    choices = tuple(np.arange(n) for n in (1, 2, 3, 1))
+    seen: list[int] = []
+    hook = llama.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    divided(llama)
+    seen.clear()
+    score(llama, [ScoreRequest(np.arange(10), choices), ScoreRequest(np.arange(3), choices)], method="tree")
+    hook.remove()
+    assert seen == [2 * (1 + 0 + 1 + 2 + 0)]
+
+
+@pytest.mark.parametrize(
+    ("config", "may"),
+    [
+        (llama_config(), True),
+        (Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=5.0), False),
+        (GraniteConfig(**GROUPED, logits_scaling=3.0), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_model_that_changes_its_logits_is_not_divided(
+    config: Any, may: bool, requests: list[ScoreRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(config)
+    assert (divided(model) is not None) == may
+    own = score(model, requests)
+    monkeypatch.setattr(scoring, "divided", lambda model: None)
+    whole = score(model, requests)
+    np.testing.assert_allclose(own.logprobs, whole.logprobs, atol=ATOL)
+    np.testing.assert_array_equal(own.hits, whole.hits)
 
 
 @pytest.mark.parametrize("method", ["tree", "rows"])
