@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ensemw2s.models.rows import Batch
 
@@ -99,16 +101,33 @@ def divided(model: Any) -> tuple[Any, nn.Linear] | None:
     Some architectures scale or cap their logits behind the head (Gemma 2, Cohere, Granite): two tokens are tried once.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Members that share a base are no module: they are called through what says whose rows these are.
-    if not isinstance(model, nn.Module) or not hasattr(base, "get_output_embeddings"):
+    # Neither members that share a base nor an engine that wraps a model may be passed by.
+    if not isinstance(model, nn.Module) or not isinstance(base, PreTrainedModel):
         return None
     head, body = base.get_output_embeddings(), getattr(base, getattr(base, "base_model_prefix", ""), None)
     # An adapter on the head has its own way to be called.
     if type(head) is not nn.Linear or body is None or body is base:
         return None
     if base not in _DIVISIBLE:
-        ids = torch.tensor([[0, 1]], device=head.weight.device)
-        whole = model(input_ids=ids, use_cache=False).logits
-        hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        _DIVISIBLE[base] = hidden is not None and torch.equal(head(hidden), whole)
+        _DIVISIBLE[base] = _says_the_same(model, body, head)
     return (body, head) if _DIVISIBLE[base] else None
+
+
+def takes_positions(body: Any) -> bool:
+    """Whether positions can be given to a model or its body."""
+    return "position_ids" in inspect.signature(body.forward).parameters
+
+
+def _says_the_same(model: Any, body: Any, head: nn.Linear) -> bool:
+    ids = torch.tensor([[0, 1]], device=head.weight.device)
+    # Dropout would make a difference.
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            whole = model(input_ids=ids, use_cache=False).logits
+            hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+            return hidden is not None and torch.equal(head(hidden), whole)
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -14,7 +14,7 @@ import torch
 from ensemw2s.errors import ModelError
 from ensemw2s.models.cache import SlotCache, takes_slot_cache
 from ensemw2s.models.facts import max_positions
-from ensemw2s.models.heads import Places, Tail, divided
+from ensemw2s.models.heads import Places, Tail, divided, takes_positions
 from ensemw2s.models.rows import Batch, Row, build_row, pad_rows, plan_batches, split_branches, tree_mask
 
 Method = Literal["auto", "tree", "rows"]
@@ -279,7 +279,7 @@ def _logits_of(model: Any, batch: Batch, places: Places, sequences: bool, copies
         rows = places.row[:, None] * copies + torch.arange(copies, device=ids.device)
         return logits[rows.flatten(), places.column.repeat_interleave(copies)]
     body, head = parts
-    extra = {"position_ids": positions} if _accepts(body, "position_ids") else {}
+    extra = {"position_ids": positions} if takes_positions(body) else {}
     hidden = body(**inputs, **extra, use_cache=False).last_hidden_state
     picked: torch.Tensor = head(hidden[places.row, places.column + (ids.shape[1] - batch.n_tail)])
     return picked

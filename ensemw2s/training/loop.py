@@ -14,6 +14,7 @@ import torch
 
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import TrainingDiverged
+from ensemw2s.models.heads import divided, takes_positions
 from ensemw2s.models.trainable import ActivationCache, FrozenPart
 from ensemw2s.training.backends import Backend
 from ensemw2s.training.collate import collate, targets_of
@@ -54,6 +55,24 @@ def target_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return logits
 
 
+def predictions(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Targets]:
+    """What the model says, and what it should say, where there is a loss: (m, V) float32 where the output head can be run on these
+    positions alone, else (b, k, V)."""
+    targets, parts = targets_of(batch), divided(model)
+    if parts is None:
+        return target_logits(model, batch), targets
+    body, head = parts
+    counted = targets.weights > 0.0
+    width, k = batch["input_ids"].shape[1], targets.labels.shape[1]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if takes_positions(body):
+        inputs["position_ids"] = batch["position_ids"]
+    hidden = body(**inputs, use_cache=False).last_hidden_state
+    # A column predicts the next one.
+    logits: torch.Tensor = head(hidden[:, width - k - 1 : width - 1][counted]).float()
+    return logits, targets.at(counted)
+
+
 def weighted_loss_sum(
     model: Any,
     batch: dict[str, torch.Tensor],
@@ -62,8 +81,9 @@ def weighted_loss_sum(
 ) -> torch.Tensor:
     """Sum over the micro-batch of weight * loss (default: cross-entropy), float32; the caller divides by the batch's
     normalizer."""
-    values = (loss or CrossEntropy())(target_logits(model, batch), targets_of(batch), state or BatchState())
-    return (values * batch["weights"]).sum()
+    logits, targets = predictions(model, batch)
+    values = (loss or CrossEntropy())(logits, targets, state or BatchState())
+    return (values * targets.weights).sum()
 
 
 def fit(
@@ -108,6 +128,8 @@ def fit(
         start = int(state["step"])
         report = TrainingReport(**state["report"])
     every = checkpoint_steps or plan.steps_per_epoch
+    # Found out before activations are kept of what the model reads.
+    divided(backend.model)
     backend.model.train()
     if frozen is not None:
         frozen.keep_still(backend.model)
@@ -136,8 +158,8 @@ def fit(
         for micro in step.micro_batches:
             batch = on_device(micro)
             with in_dtype(), reading(micro):
-                logits = target_logits(backend.model, batch)
-            yield logits, targets_of(batch)
+                said = predictions(backend.model, batch)
+            yield said
 
     for step in plan.steps(backend.rank, start):
         seeded(step)

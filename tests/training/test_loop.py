@@ -11,7 +11,9 @@ import torch
 
 from ensemw2s.config import ModelConfig, TrainingConfig
 from ensemw2s.errors import ArtifactError, TrainingDiverged
+from ensemw2s.models.heads import divided
 from ensemw2s.models.loading import load_model
+from ensemw2s.training import loop
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder, verify
 from ensemw2s.training.loop import collate, fit, weighted_loss_sum
@@ -155,3 +157,29 @@ def test_divergence_is_said(tiny_weak: Path) -> None:
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match="learning_rate"):
         fit(TorchBackend(model, config), data, config, seed=0, pad_id=PAD)
+
+
+def test_the_head_runs_where_there_is_a_loss(tiny_strong: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked and padded positions are left out, and neither loss nor gradients change."""
+    model = model_of(tiny_strong)
+    batch = collate(data_of(5), MicroBatch((3, 0, 4)), PAD)
+    seen: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    divided(model)
+    seen.clear()
+
+    def step() -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        loss = weighted_loss_sum(model, batch)
+        loss.backward()
+        return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    value, gradients = step()
+    hook.remove()
+    assert seen == [int((batch["weights"] > 0).sum())]
+    assert seen[0] < batch["weights"].numel()
+    monkeypatch.setattr(loop, "divided", lambda model: None)
+    whole, others = step()
+    assert value == pytest.approx(whole, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], atol=1e-6, rtol=1e-5)

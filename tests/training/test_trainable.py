@@ -16,6 +16,7 @@ from ensemw2s import api
 from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.errors import ModelError
 from ensemw2s.models.facts import flops_per_token, inspect_model
+from ensemw2s.models.heads import divided
 from ensemw2s.models.storage import load_saved, save_model
 from ensemw2s.models.trainable import ActivationCache, freeze
 from ensemw2s.training.backends import TorchBackend
@@ -119,6 +120,8 @@ def test_only_the_part_is_trained_and_kept_activations_change_nothing(family: st
 
 def test_from_the_second_epoch_on_frozen_layers_do_not_run() -> None:
     model = model_of("llama")
+    # Tries the model on two tokens, once.
+    divided(model)
     frozen = freeze(model, ModelConfig(path="tiny", trainable=1))
     assert frozen is not None
     calls = 0

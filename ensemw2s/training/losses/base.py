@@ -30,6 +30,15 @@ class Targets:
     soft: SoftTargets | None = None
     uncertainty: Tensor | None = None
 
+    def at(self, places: Tensor) -> Targets:
+        """(m,) those at some places, (...) bool."""
+        return Targets(
+            self.labels[places],
+            self.weights[places],
+            None if self.soft is None else SoftTargets(self.soft.ids[places], self.soft.probs[places]),
+            None if self.uncertainty is None else self.uncertainty[places],
+        )
+
 
 @dataclass(frozen=True)
 class BatchState:
