@@ -1,4 +1,4 @@
-"""Members of two tokenizers on a real Ray: the labels, chosen and written, of one process."""
+"""Members of two tokenizers on a real Ray: the labels that they write in one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ ON_RAY = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("free", [False, True], ids=["choices", "free"])
 def test_labels_are_those_of_one_process(
     ray_cluster: None,
     make_tiny: MakeConfig,
@@ -33,7 +32,6 @@ def test_labels_are_those_of_one_process(
     tiny_other: Path,
     free_questions: Path,
     tmp_path: Path,
-    free: bool,
 ) -> None:
     """Bit for bit: float32, one thread in both."""
     tables = []
@@ -47,10 +45,9 @@ def test_labels_are_those_of_one_process(
             runtime=runtime,
         )
         config["weak"]["models"] = [{"path": str(tiny_weak)}, {"path": str(tiny_other)}]
-        if free:
-            config["data"]["pool"] = {"kind": "file", "path": str(free_questions)}
+        config["data"]["pool"] = {"kind": "file", "path": str(free_questions)}
         result = api.run(ExperimentConfig.model_validate(config), until="labels")
-        name = "answers/hard_train.member-ensemble-02" if free else "votes/hard_train.member-01"
-        tables.append([pq.read_table(result.run_dir / f"{n}.parquet") for n in ("labels/ensemble", name)])
+        names = ("labels/ensemble", "answers/hard_train.member-ensemble-02")
+        tables.append([pq.read_table(result.run_dir / f"{name}.parquet") for name in names])
     assert tables[0][0].equals(tables[1][0])
     assert tables[0][1].equals(tables[1][1])
