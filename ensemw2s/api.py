@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.core.utf8 import END
 from ensemw2s.engine.tasks import ProgressEvent, Until
-from ensemw2s.errors import RunDirectoryError, UserError
+from ensemw2s.errors import ConfigError, RunDirectoryError, UserError
 from ensemw2s.opening import Show, local_executor, locked_run, open_run
 from ensemw2s.settings import config_from_mapping, load_config
 from ensemw2s.tracking import check_trackers, tracked
@@ -161,8 +162,14 @@ class LoadedEnsemble:
 
     @property
     def tokenizer(self) -> Any:
-        """The members' tokenizer."""
+        """The members' tokenizer; the first weak model's, where the vote is on bytes."""
         return self._ctx.splits.tokenizer
+
+    def token_text(self, token: int) -> str:
+        """A token of an answer in letters, quoted; where the vote is on bytes a byte, or the end."""
+        if self._ctx.config.vote.alignment == "tokens":
+            return repr(self.tokenizer.decode([token]))
+        return "end" if token == END else repr(bytes([token]))[1:]
 
     def label(self, samples: list[Sample]) -> pa.Table:
         """Pseudo-labels of new samples; see :mod:`ensemw2s.engine.labeling` for the columns."""
@@ -205,17 +212,16 @@ class LoadedEnsemble:
             raw: use the text as the whole prompt.
         """
         from ensemw2s.data.samples import Sample
-        from ensemw2s.engine.encoded import make_encoder
+        from ensemw2s.engine.encoded import NO_TEXT
         from ensemw2s.engine.labeling import generate_answers
 
-        data = self._ctx.config.data
-        encoder = make_encoder(
-            data.model_copy(update={"prompt": "{question}"}) if raw else data, self.tokenizer
-        )
-        prompt = encoder.encode([Sample("prompt", question, None, None)])[0].prompt
-        return generate_answers(
-            self._ctx, self._pool, self._ensemble, [prompt], max_new_tokens=max_new_tokens
-        )[0]
+        ctx, splits = self._ctx, self._ctx.splits
+        if raw:
+            splits = ctx.weak_splits(ctx.config.data.model_copy(update={"prompt": "{question}"}))
+        if splits.n_classes is not None:
+            raise ConfigError(NO_TEXT)
+        asked = splits.encode([Sample("prompt", question, None, None)])
+        return generate_answers(ctx, self._pool, self._ensemble, asked, max_new_tokens=max_new_tokens)[0]
 
 
 def load_ensemble(run_dir: Path | str, progress: Show = _quiet) -> LoadedEnsemble:

@@ -290,7 +290,7 @@ def _generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for token, probability, tops in zip(
         answer.tokens, answer.probabilities, answer.member_tokens, strict=True
     ):
-        rows.append([repr(ensemble.tokenizer.decode([t])) for t in (token, *tops)])
+        rows.append([ensemble.token_text(t) for t in (token, *tops)])
         rows[-1].insert(1, f"{probability:.3f}")
     widths = [max(len(r[c]) for r in rows) for c in range(len(rows[0]))]
     for row in rows:

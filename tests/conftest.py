@@ -113,7 +113,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def _tokenizer() -> Any:
+def _tokenizer(vocab_size: int = 360, eos: str = "<end>") -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -121,22 +121,22 @@ def _tokenizer() -> Any:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=360,
-        special_tokens=["<end>"],
+        vocab_size=vocab_size,
+        special_tokens=[eos],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(
         [f"Question: {r['question']}\nAnswer: {SOUNDS[r['answer']]}" for r in questions()], trainer
     )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos)
 
 
-def _save_model(folder: Path, *, layers: int, hidden: int, seed: int) -> Path:
+def _save_model(folder: Path, *, layers: int, hidden: int, seed: int, tokenizer: Any = None) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer or _tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -160,6 +160,13 @@ def _save_model(folder: Path, *, layers: int, hidden: int, seed: int) -> Path:
 def tiny_weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random one-layer Llama with a byte-level tokenizer."""
     return _save_model(tmp_path_factory.mktemp("weak") / "tiny-weak", layers=1, hidden=16, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The like with another tokenizer: fewer merges, so that it cuts words into more pieces, and another end of text."""
+    folder = tmp_path_factory.mktemp("other") / "tiny-other"
+    return _save_model(folder, layers=1, hidden=16, seed=4, tokenizer=_tokenizer(290, "<stop>"))
 
 
 @pytest.fixture(scope="session")

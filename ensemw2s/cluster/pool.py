@@ -35,7 +35,7 @@ PROBE_SECONDS = 5.0
 PLACE_SECONDS = 120.0
 """for a place for a worker that is made again; its work then goes to another one, where there is one"""
 #: A restarted worker does not hold the rows of a decode: the vote begins its texts again.
-IN_SESSION = ("decode_step", "decode_steps", "decode_exact", "decode_more", "decode_full")
+IN_SESSION = ("decode_step", "decode_steps", "decode_exact", "decode_more", "decode_full", "decode_bytes")
 
 #: What a worker that is made again is told once more.
 TOLD = ("keep_models", "share_bases")

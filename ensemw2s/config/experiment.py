@@ -104,10 +104,17 @@ class VoteConfig(Section):
     merge_density: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5, description="ties, dare_ties: share of each adapter's entries that is kept"
     )
+    alignment: Literal["tokens", "bytes"] = Field(
+        "tokens",
+        description="tokens: members of one tokenizer vote token by token (EnsemW2S); bytes: of any tokenizers, on given texts in pieces "
+        "that end where a token of every member ends, on free answers byte by byte",
+    )
     calibrate: bool = Field(
         False, description="fit a temperature to each member on easy_val before it votes (multiple choice)"
     )
-    max_new_tokens: PositiveInt = Field(32, description="longest generated answer")
+    max_new_tokens: PositiveInt = Field(
+        32, description="longest generated answer; with alignment bytes each stands for 4 bytes"
+    )
     stop: tuple[str, ...] = Field(
         ("\n",), description="strings that end a generated answer, beside end-of-text"
     )
@@ -139,7 +146,7 @@ class WeakConfig(Section):
     """The weak side."""
 
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)] = Field(
-        description="the weak model, or several of one tokenizer that the rounds cycle through"
+        description="the weak model, or several that the rounds cycle through: of one tokenizer, or with vote.alignment bytes of any"
     )
     training: TrainingConfig = TrainingConfig()
 
@@ -278,6 +285,26 @@ class ExperimentConfig(Section):
         if strong == "classifier" and "few_shot" in self.evaluation.baselines:
             raise ValueError(
                 "baseline few_shot needs a strong model that reads answers: give strong.model.head lm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_fits(self) -> ExperimentConfig:
+        if self.vote.alignment == "tokens":
+            return self
+        if self.labels.targets == "tokens":
+            raise ValueError(
+                "labels.targets tokens are of one vocabulary, and vote.alignment bytes votes on pieces of text: use choices or hard"
+            )
+        if self.boosting.prior == "classes" and self.weak.models[0].head == "lm":
+            raise ValueError(
+                "boosting.prior classes is one of a vocabulary, and members with vote.alignment bytes may have several: use unigram, "
+                "pretrained or warmup"
+            )
+        if self.runtime.speculate != "off":
+            raise ValueError(
+                f"runtime.speculate {self.runtime.speculate} drafts tokens, and vote.alignment bytes votes on bytes: set "
+                "runtime.speculate off"
             )
         return self
 

@@ -145,23 +145,32 @@ class Encoder:
         return [item.id for item in self._encode_whole(samples) if item.length > self._max_length]
 
     def _encode_whole(self, samples: Sequence[Sample]) -> list[EncodedSample]:
-        pairs: list[tuple[str, list[str], tuple[str, ...]]] = []
+        pairs = []
         for sample in samples:
-            filled = self._prefix + self._prompt.replace("{question}", sample.question)
-            answers: tuple[str, ...] = sample.choices or (
-                () if sample.answer_text is None else (sample.answer_text,)
-            )
             if self.classes is not None:
                 self._check_classes(sample)
-                answers = ()
-            context = split_context(filled, "")[0]
-            pairs.append((context, [context + split_context(filled, " " + a)[1] for a in answers], answers))
+            context, continuations = self.texts(sample)
+            pairs.append((context, [context + c for c in continuations], self._answers(sample)))
         # One pass over all texts: the tokenizer is fastest on many.
         ids = self._tokenize([text for context, wholes, _ in pairs for text in (context, *wholes)])
         return [
             self._assemble(sample, next(ids), [next(ids) for _ in answers], answers)
             for sample, (_, _, answers) in zip(samples, pairs, strict=True)
         ]
+
+    def texts(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
+        """The prompt up to its last character that is no space, and the text of each continuation, which begins with the rest.
+
+        A continuation is a choice, or the answer where there are no choices; a classification head has none.
+        """
+        filled = self._prefix + self._prompt.replace("{question}", sample.question)
+        answers = self._answers(sample)
+        return split_context(filled, "")[0], tuple(split_context(filled, " " + a)[1] for a in answers)
+
+    def _answers(self, sample: Sample) -> tuple[str, ...]:
+        if self.classes is not None:
+            return ()
+        return sample.choices or (() if sample.answer_text is None else (sample.answer_text,))
 
     def _check_classes(self, sample: Sample) -> None:
         if sample.choices != self.classes:

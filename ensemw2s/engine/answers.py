@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.data.samples import Sample
+from ensemw2s.engine.aligned import AlignedSplit
+from ensemw2s.engine.byte_generation import ByteDecoder
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.generation import VotedDecoder
+from ensemw2s.engine.encoded import EncodedSplit
+from ensemw2s.engine.generation import Generated, VoteCounts, VotedDecoder
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent, cost
 from ensemw2s.engine.votes import collect_votes, submit_votes, system_choices, vote_choices
@@ -103,30 +107,17 @@ def ensure_ensemble_answers(
 def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, splits: list[str]) -> None:
     """Decode the answers of one ensemble (or one model) to these splits, a stage a split."""
     side = ctx.side_splits(ensemble.systems[0])
-    vote = ctx.config.vote
     for split in splits:
         stage = answers_stage(ensemble.name, split)
         if ctx.store.done(stage) is not None:
             continue
-        decoder = VotedDecoder(
-            pool,
-            ensemble.refs,
-            ensemble.alphas,
-            side.tokenizer,
-            max_new_tokens=vote.max_new_tokens,
-            stop=vote.stop,
-            top_k=vote.top_k,
-            batch_tokens=ctx.config.runtime.batch_tokens,
-            eos_ids=pool.submit(0, "end_of_text", ensemble.refs[0]).result(),
-            speculate=ctx.config.runtime.speculate,
-        )
         begun = time.monotonic()
         task = f"{ensemble.name}: answers to {split}"
 
         def progress(done: int, total: int, task: str = task) -> None:
             ctx.report(ProgressEvent(task, done, total))
 
-        generated = decoder.decode([e.prompt for e in side[split].encoded], progress)
+        generated, counts = voted_answers(ctx, pool, ensemble, side[split], progress)
         path = ctx.store.begin(stage) / answers_path(ensemble.name, split)
         path.parent.mkdir(parents=True)
         table = pa.table(
@@ -142,7 +133,6 @@ def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, 
             }
         )
         pq.write_table(table, path, compression="zstd")
-        counts = decoder.counts
         flops = counts.forwarded * ctx.forward_flops(ensemble.refs[0])
         device = pool.submit(0, "device").result()
         spent = cost(time.monotonic() - begun, counts.forwarded, flops, device)
@@ -153,6 +143,47 @@ def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, 
             "close": counts.close,
         }
         ctx.commit(stage, {"cost": spent, **how})
+
+
+def voted_answers(
+    ctx: RunContext,
+    pool: SupervisorPool,
+    ensemble: Ensemble,
+    data: EncodedSplit,
+    progress: Callable[[int, int], None],
+    *,
+    max_new_tokens: int | None = None,
+) -> tuple[list[Generated], VoteCounts]:
+    """Free answers to questions, in their order, and how the vote on them went.
+
+    Args:
+        ctx: the run.
+        pool: the supervisors.
+        ensemble: who votes; one model of either side, too.
+        data: the questions in the tokens of that side, or in segments where its members' tokens differ.
+        progress: called with the answers that are finished and the answers in all.
+        max_new_tokens: instead of the run's own limit.
+    """
+    rule, refs, batch_tokens = ctx.config.vote, ensemble.refs, ctx.config.runtime.batch_tokens
+    longest = max_new_tokens or rule.max_new_tokens
+    if isinstance(data, AlignedSplit):
+        by_bytes = ByteDecoder(
+            pool, refs, ensemble.alphas, max_new_tokens=longest, stop=rule.stop, batch_tokens=batch_tokens
+        )
+        return by_bytes.decode(data, progress), by_bytes.counts
+    decoder = VotedDecoder(
+        pool,
+        refs,
+        ensemble.alphas,
+        ctx.side_splits(ensemble.systems[0]).tokenizer,
+        max_new_tokens=longest,
+        stop=rule.stop,
+        top_k=rule.top_k,
+        batch_tokens=batch_tokens,
+        eos_ids=pool.submit(0, "end_of_text", refs[0]).result(),
+        speculate=ctx.config.runtime.speculate,
+    )
+    return decoder.decode([e.prompt for e in data.encoded], progress), decoder.counts
 
 
 def model_answers(ctx: RunContext, system: str, split: str) -> Answers:

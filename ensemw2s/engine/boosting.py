@@ -33,9 +33,9 @@ from ensemw2s.core.voting import choice_scores, pick_choice
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.lost import lost_attempts, lost_members
-from ensemw2s.engine.pool import Pending, SupervisorPool
+from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import MemberTask, ModelRef, TokenScores, TrainOutcome, add_costs, cost
-from ensemw2s.engine.votes import collect_votes, submit_votes
+from ensemw2s.engine.votes import PendingScores, collect_votes, submit_votes
 from ensemw2s.errors import UserError
 
 
@@ -102,7 +102,7 @@ class Boosting:
         self._config = ctx.config.boosting
         self._train = ctx.splits["easy_train"]
         self._units = build_units(self._config, self._train)
-        self._pending: dict[int, dict[str, Pending]] = {}
+        self._pending: dict[int, dict[str, PendingScores]] = {}
         self._left_out = lost_attempts(ctx.store)
 
     def run(self) -> list[MemberRecord]:
@@ -148,13 +148,14 @@ class Boosting:
         folder = f"members/{attempt:02d}"
         draw = self._draw(attempt, kept, state)
         seed = self._ctx.config.seed * 1000 + attempt + 1
+        own = self._train.draw_of(index, draw)
         task = MemberTask(
             f"round {kept + 1} of {config.rounds}: training",
             index,
             seed,
-            draw.rows,
-            draw.loss_weights,
-            draw.denominators,
+            own.rows,
+            own.loss_weights,
+            own.denominators,
             staging / folder,
             store.scratch(name),
         )
@@ -254,6 +255,8 @@ class Boosting:
         data = self._ctx.splits[split]
         method = "choice_scores" if self._config.unit == "choice" else "target_scores"
         scores: TokenScores = self._pool.submit(slot, method, ref, split).result()
+        convert = data.choice_scores if self._config.unit == "choice" else data.target_scores
+        scores = convert(ref.index, scores)
         units = self._units if split == "easy_train" else build_units(self._config, data)
         if self._config.unit == "choice":
             totals = choice_scores(
@@ -314,7 +317,7 @@ class Boosting:
         )
         rng = np.random.default_rng([self._ctx.config.seed, 103, index])
         rows = np.sort(rng.permutation(len(self._train.samples))[:n])
-        lengths = np.diff(self._train.target_offsets)[rows]
+        lengths = np.diff(self._train.of_member(index).target_offsets)[rows]
         scratch = self._ctx.store.scratch(f"prior-{index}")
         output = scratch / "model"
         task = MemberTask(

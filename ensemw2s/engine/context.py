@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ensemw2s.config import ExperimentConfig, ModelConfig
+from ensemw2s.config import DataConfig, ExperimentConfig, ModelConfig
 from ensemw2s.engine.encoded import EncodedSplits, few_shot_prefix
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent
 from ensemw2s.runs.store import RunStore, StageRecord
@@ -40,26 +40,38 @@ class RunContext:
 
     @cached_property
     def splits(self) -> EncodedSplits:
-        """The splits in the weak models' tokens."""
-        return self._encoded(self.config.weak.models[0])
+        """The splits in the weak models' tokens, or with ``vote.alignment bytes`` in what they have in common."""
+        return self.weak_splits(self.config.data)
+
+    def weak_splits(self, data: DataConfig) -> EncodedSplits:
+        """The same with another prompt."""
+        models = self.config.weak.models
+        if self.config.vote.alignment == "tokens":
+            return self._encoded(models[0], data)
+        from ensemw2s.engine.aligned import AlignedSplits
+
+        named = [(self._tokenizer(model), model.display_name) for model in models]
+        return AlignedSplits(self.run_dir, data, named, models[0].head)
 
     @cached_property
     def strong_splits(self) -> EncodedSplits:
         """The splits in the strong model's tokens."""
-        return self._encoded(self.config.strong.model)
+        return self._encoded(self.config.strong.model, self.config.data)
 
     @cached_property
     def few_shot_splits(self) -> EncodedSplits:
         """The same with solved easy questions before each."""
         prefix = few_shot_prefix(self.config, self.strong_splits["easy_train"].samples)
-        return self._encoded(self.config.strong.model, prefix)
+        return self._encoded(self.config.strong.model, self.config.data, prefix)
 
-    def _encoded(self, model: ModelConfig, prefix: str = "") -> EncodedSplits:
+    def _encoded(self, model: ModelConfig, data: DataConfig, prefix: str = "") -> EncodedSplits:
+        return EncodedSplits(self.run_dir, data, self._tokenizer(model), model.head, prefix)
+
+    def _tokenizer(self, model: ModelConfig) -> Any:
         from ensemw2s.engine.bases import converted
         from ensemw2s.models.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(converted(self.run_dir, model))
-        return EncodedSplits(self.run_dir, self.config.data, tokenizer, model.head, prefix)
+        return load_tokenizer(converted(self.run_dir, model))
 
     def side_splits(self, system: str) -> EncodedSplits:
         """The splits in the tokens of a system: weak-* and member-* are weak, all others strong."""

@@ -11,15 +11,22 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ensemw2s.config import DataConfig, ExperimentConfig
+from ensemw2s.core.draws import RoundDraw
 from ensemw2s.data.encoding import EncodedSample, Encoder, target_ids
 from ensemw2s.data.samples import Sample, samples_from_table
+from ensemw2s.engine.tasks import TokenScores
 from ensemw2s.errors import ConfigError
 
 Head = Literal["lm", "classifier"]
+NO_TEXT = "head classifier chooses a class and writes no text: label questions with `ensemw2s label`"
 
 
 class EncodedSplit:
     """One split, encoded.
+
+    What is weighted, missed and voted on are its tokens; where members have different tokenizers it is what all of them can
+    say (:class:`ensemw2s.engine.aligned.AlignedSplit`). ``of_member``, ``target_scores``, ``choice_scores``, ``draw_of`` and
+    ``first_tokens`` go from the one to the other; here nothing differs.
 
     Attributes:
         samples: n samples.
@@ -31,6 +38,26 @@ class EncodedSplit:
         self.encoded: list[EncodedSample] = encoder.encode(samples)
         # A class is one target and ends by itself.
         self._eos_id = eos_id if encoder.classes is None else None
+
+    def of_member(self, index: int) -> EncodedSplit:
+        """The split in the tokens of weak model `index`."""
+        return self
+
+    def target_scores(self, index: int, scores: TokenScores) -> TokenScores:
+        """The scores of weak model `index` for its own target tokens, as scores of this split's targets."""
+        return scores
+
+    def choice_scores(self, index: int, scores: TokenScores) -> TokenScores:
+        """The same for the tokens of the choices."""
+        return scores
+
+    def draw_of(self, index: int, draw: RoundDraw) -> RoundDraw:
+        """A draw over this split's targets, as one over the target tokens of weak model `index`."""
+        return draw
+
+    def first_tokens(self, sample: int, start: int, stop: int) -> tuple[int, int]:
+        """Targets [start, stop) of a sample, as target tokens of the first weak model."""
+        return start, stop
 
     @cached_property
     def targets(self) -> list[np.ndarray]:

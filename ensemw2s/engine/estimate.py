@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemw2s.config import ModelConfig
+from ensemw2s.engine.byte_generation import BYTES_PER_TOKEN
 from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.prepare import Prepared
 from ensemw2s.models.trainable import trained_share
@@ -59,7 +60,10 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
     train = {n: _training_tokens(s) for n, s in prepared.encoded.items()}
     read = {n: _scoring_tokens(s, config.vote.max_new_tokens) for n, s in prepared.encoded.items()}
     tests = [n for n in prepared.encoded if n not in ("easy_train", "easy_val", "hard_train")]
-    votes = sum(read[n] for n in ["easy_val", "hard_train", *tests])
+    spoken = config.vote.max_new_tokens
+    if config.vote.alignment == "bytes":
+        spoken *= BYTES_PER_TOKEN
+    votes = sum(_scoring_tokens(prepared.encoded[n], spoken) for n in ["easy_val", "hard_train", *tests])
     evaluated = sum(read[n] for n in ["easy_val", *tests])
     rounds = config.boosting.rounds
     speed = flops_per_second * EFFICIENCY

@@ -23,7 +23,7 @@ class Generated:
     """One voted answer.
 
     Attributes:
-        tokens: the answer's token ids, end-of-text not included.
+        tokens: the answer's token ids, end-of-text not included; its bytes, where the vote is on bytes (256 is the end).
         text: the answer, cut at the first stop string and stripped.
         confidence: product of the voted probabilities of the tokens, the stop included; in [0, 1].
         member_tokens: per token, each member's own likeliest token.
@@ -117,9 +117,7 @@ class VotedDecoder:
         Raises:
             ModelError: a text grows longer than the members' context.
         """
-        per_slot = -(-len(self._members) // self._pool.size)
-        for slot in range(min(self._pool.size, len(self._members))):
-            self._pool.submit(slot, "keep_models", per_slot).result()
+        keep_members(self._pool, len(self._members))
         answers = [Generated() for _ in prompts]
         place: dict[int, int] = {}
         # The longest first: rows of like length run together, and room only grows as the batch goes on.
@@ -156,6 +154,17 @@ class VotedDecoder:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))  # type: ignore[attr-defined]
 
     def _text(self, tokens: list[int]) -> str:
-        body = self._decode_text(tokens).lstrip()
-        ends = [body.index(s) for s in self._stop if s in body]
-        return body[: min(ends)].strip() if ends else body.strip()
+        return answer_text(self._decode_text(tokens), self._stop)
+
+
+def answer_text(text: str, stop: Sequence[str]) -> str:
+    """The answer in what was decoded: cut at the first stop string behind the first visible character, and stripped."""
+    body = text.lstrip()
+    ends = [body.index(s) for s in stop if s in body]
+    return body[: min(ends)].strip() if ends else body.strip()
+
+
+def keep_members(pool: SupervisorPool, n: int) -> None:
+    """Let every supervisor hold as many models as members of a vote fall to it."""
+    for slot in range(min(pool.size, n)):
+        pool.submit(slot, "keep_models", -(-n // pool.size)).result()

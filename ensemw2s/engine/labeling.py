@@ -8,16 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.answers import Ensemble
+from ensemw2s.engine.answers import Ensemble, voted_answers
 from ensemw2s.engine.boosting import MemberRecord
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.generation import Generated, VotedDecoder
+from ensemw2s.engine.encoded import EncodedSplit
+from ensemw2s.engine.generation import Generated
 from ensemw2s.engine.merging import MERGED, STAGE, voting_ensemble
 from ensemw2s.engine.pipeline import kept_ensemble
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent
 from ensemw2s.engine.together import share_bases
-from ensemw2s.engine.votes import answer_choices, vote
+from ensemw2s.engine.votes import answer_choices, ask_members, vote
 from ensemw2s.errors import ArtifactError
 
 
@@ -51,12 +52,7 @@ def label_choices(
         one row a sample: id, question, choices, label (index), label_text, confidence, votes (each member's own index).
     """
     data = ctx.splits.encode(samples)
-    requests = [(e.prompt, e.continuations) for e in data.encoded]
-    pool = share_bases(pool, ensemble.refs)
-    pending = [
-        pool.submit(m, "score_texts", ref, requests, "new questions") for m, ref in enumerate(ensemble.refs)
-    ]
-    logprobs = np.stack([p.result().logprobs for p in pending])
+    logprobs = ask_members(share_bases(pool, ensemble.refs), ensemble.refs, data, "new questions")
     voted = vote(ctx, list(ensemble.systems), ensemble.alphas, data, logprobs)
     own = np.stack([answer_choices(ctx, data, member).index for member in logprobs])
     columns: dict[str, Any] = {
@@ -75,27 +71,16 @@ def generate_answers(
     ctx: RunContext,
     pool: SupervisorPool,
     ensemble: Ensemble,
-    prompts: list[np.ndarray],
+    data: EncodedSplit,
     *,
-    top_k: int | None = None,
     max_new_tokens: int | None = None,
 ) -> list[Generated]:
-    """Voted answers to encoded prompts, each int32 (p,)."""
-    rule = ctx.config.vote
-    pool = share_bases(pool, ensemble.refs)
-    decoder = VotedDecoder(
-        pool,
-        ensemble.refs,
-        ensemble.alphas,
-        ctx.splits.tokenizer,
-        max_new_tokens=max_new_tokens or rule.max_new_tokens,
-        stop=rule.stop,
-        top_k=top_k or rule.top_k,
-        batch_tokens=ctx.config.runtime.batch_tokens,
-        eos_ids=pool.submit(0, "end_of_text", ensemble.refs[0]).result(),
-        speculate=ctx.config.runtime.speculate,
-    )
-    return decoder.decode(prompts, lambda done, total: ctx.report(ProgressEvent("answers", done, total)))
+    """Voted answers to encoded questions."""
+
+    def progress(done: int, total: int) -> None:
+        ctx.report(ProgressEvent("answers", done, total))
+
+    return voted_answers(ctx, pool, ensemble, data, progress, max_new_tokens=max_new_tokens)[0]
 
 
 def label_free(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, samples: list[Sample]) -> pa.Table:
@@ -105,7 +90,7 @@ def label_free(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, sample
         one row a sample: id, question, label_text, confidence, tokens, member_tokens (each member's own likeliest).
     """
     data = ctx.splits.encode(samples)
-    answers = generate_answers(ctx, pool, ensemble, [e.prompt for e in data.encoded])
+    answers = generate_answers(ctx, pool, ensemble, data)
     return pa.table(
         {
             "id": [s.id for s in samples],

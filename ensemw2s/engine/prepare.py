@@ -15,6 +15,7 @@ from ensemw2s.config import ExperimentConfig, identity_differences
 from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
+from ensemw2s.engine.aligned import Readers
 from ensemw2s.engine.encoded import EncodedSplit, classes_of, few_shot_prefix, make_encoder, prefix_length
 from ensemw2s.engine.teaching import check_teaching
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
@@ -125,12 +126,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
         )
     tokenizers = [load_tokenizer(m) for m in models]
     prints = [tokenizer_fingerprint(t) for t in tokenizers]
-    for model, own in zip(absolute.weak.models, prints, strict=False):
-        if own != prints[0]:
-            raise ModelError(
-                f"{model.display_name} has another tokenizer than {models[0].display_name}: the members of one ensemble must share one; "
-                "choose weak.models of one family"
-            )
+    if config.vote.alignment == "tokens":
+        _check_one_tokenizer(config, prints)
     check_teaching(
         config,
         multiple_choice=splits.samples["easy_train"][0].choices is not None,
@@ -138,16 +135,21 @@ def prepare(config: ExperimentConfig) -> Prepared:
     )
     encoded: dict[str, EncodedSplit] = {}
     truncated: dict[str, set[str]] = {}
-    # Weak and strong must see the same samples: both tokenizers are asked, nothing is ever left out.
-    heads = absolute.strong.model.head, absolute.weak.models[0].head
-    sides = ((tokenizers[-1], heads[0]), (tokenizers[0], heads[1]))
-    for tokenizer, head in sides[:1] if prints[-1] == prints[0] and heads[0] == heads[1] else sides:
-        encoder = make_encoder(
-            absolute.data, tokenizer, classes=classes_of(head, splits.samples["easy_train"])
-        )
+    # Weak and strong must see the same samples: all tokenizers are asked, nothing is ever left out.
+    easy, heads = splits.samples["easy_train"], (absolute.weak.models[0].head, absolute.strong.model.head)
+    sides = {(own, heads[0]): t for own, t in zip(prints[:-1], tokenizers, strict=False)}
+    sides.setdefault((prints[-1], heads[1]), tokenizers[-1])
+    for (own, head), tokenizer in sides.items():
+        encoder = make_encoder(absolute.data, tokenizer, classes=classes_of(head, easy))
         for name, samples in splits.samples.items():
             truncated.setdefault(name, set()).update(encoder.too_long_ids(samples))
-            encoded[name] = EncodedSplit(samples, encoder, int(tokenizer.eos_token_id))
+            split = EncodedSplit(samples, encoder, int(tokenizer.eos_token_id))
+            if (own, head) == (prints[0], heads[0]):
+                encoded[name] = split
+    if config.vote.alignment == "bytes":
+        named = [(t, m.display_name) for t, m in zip(tokenizers, absolute.weak.models, strict=False)]
+        readers = Readers(absolute.data, named, classes_of(heads[0], easy))
+        encoded = {name: readers.encode(samples) for name, samples in splits.samples.items()}
     limits = [
         (f.max_positions, n)
         for n, f in facts.items()
@@ -168,6 +170,17 @@ def prepare(config: ExperimentConfig) -> Prepared:
             )
     counts = {name: len(ids) for name, ids in truncated.items()}
     return Prepared(config, absolute, run_directory(config), splits, encoded, facts, counts)
+
+
+def _check_one_tokenizer(config: ExperimentConfig, prints: list[str]) -> None:
+    """Raise ModelError where members that vote token by token would read different tokens."""
+    models = config.weak.models
+    for model, own in zip(models, prints, strict=False):
+        if own != prints[0]:
+            raise ModelError(
+                f"{model.display_name} has another tokenizer than {models[0].display_name}: members that vote token by token must share "
+                "one; choose weak.models of one family, or set vote.alignment bytes"
+            )
 
 
 def begin_run(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:

@@ -209,6 +209,7 @@ def _heaviest(ctx: RunContext, weights: np.ndarray, n: int) -> list[dict[str, An
     from ensemw2s.engine.boosting import build_units
 
     split, tokenizer = ctx.splits["easy_train"], ctx.splits.tokenizer
+    tokens = split.of_member(0)
     units = build_units(ctx.config.boosting, split)
     top = np.argsort(-weights, kind="stable")[:n]
     rows = []
@@ -216,8 +217,9 @@ def _heaviest(ctx: RunContext, weights: np.ndarray, n: int) -> list[dict[str, An
         sample = int(units.sample_index[unit])
         start = int(units.offsets[unit] - split.target_offsets[sample])
         stop = int(units.offsets[unit + 1] - split.target_offsets[sample])
-        target = split.targets[sample]
-        context = str(tokenizer.decode(np.concatenate([split.encoded[sample].prompt, target[:start]])))
+        start, stop = split.first_tokens(sample, start, stop)
+        target = tokens.targets[sample]
+        context = str(tokenizer.decode(np.concatenate([tokens.encoded[sample].prompt, target[:start]])))
         token = str(tokenizer.decode(target[start:stop]))
         if ctx.splits.n_classes is not None:
             token = str(split.samples[sample].answer_text)

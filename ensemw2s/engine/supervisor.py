@@ -13,11 +13,15 @@ import numpy as np
 import torch
 
 from ensemw2s.config import ExperimentConfig, TrainingConfig
+from ensemw2s.data.token_bytes import TokenBytes
 from ensemw2s.engine.bases import forward_flops, training_flops
+from ensemw2s.engine.decoding.byte_reader import ByteReader
+from ensemw2s.engine.decoding.byte_rows import ByteReply, ByteStep
+from ensemw2s.engine.decoding.byte_worker import ByteWorker
 from ensemw2s.engine.decoding.messages import MemberFacts, MemberReply, MemberStep
 from ensemw2s.engine.decoding.worker import DecodeWorker
 from ensemw2s.engine.decoding.worker import SessionLost as SessionLost
-from ensemw2s.engine.encoded import EncodedSplits
+from ensemw2s.engine.encoded import NO_TEXT, EncodedSplits
 from ensemw2s.engine.held import HeldModels
 from ensemw2s.engine.students import student_training_set
 from ensemw2s.engine.tasks import (
@@ -35,6 +39,7 @@ from ensemw2s.engine.tasks import (
 )
 from ensemw2s.errors import ConfigError, WorkerFailure
 from ensemw2s.models.averaging import average_weights, merge_adapters
+from ensemw2s.models.decoding import StepDecoder
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
@@ -73,16 +78,17 @@ class WeakSupervisor:
         self._config, self._run_dir, self._report = config, run_dir, report
         self._device = pick_device(config.runtime.device)
         choose_accelerator(self._device)
-        self._splits: dict[Side, EncodedSplits] = {}
+        self._splits: dict[tuple[Side, int], EncodedSplits] = {}
         self._models = HeldModels(config, run_dir, self._device, models_kept, self._n_classes)
         self._activations: dict[int, dict[int, torch.Tensor]] = {}
-        self._decodes = DecodeWorker()
+        self._decodes, self._bytes = DecodeWorker(), ByteWorker()
+        self._readers: dict[tuple[Side, int], ByteReader] = {}
 
     # -- training --------------------------------------------------------------------------------------------
 
     def train_member(self, task: MemberTask) -> TrainOutcome:
         """Fine-tune a fresh copy of a weak model on the drawn tokens and write it to ``task.output``."""
-        split = self._side("weak")["easy_train"]
+        split = self._side("weak", task.index)["easy_train"]
         lengths = [len(split.targets[i]) for i in task.rows]
         weights = np.split(task.weights, np.cumsum(lengths)[:-1])
         data = TrainingSet(
@@ -127,7 +133,7 @@ class WeakSupervisor:
             n_classes=self._n_classes(ref.side),
         )
         frozen = freeze(model, model_config)
-        tokenizer = self._side(ref.side).tokenizer
+        tokenizer = self._side(ref.side, ref.index).tokenizer
         backend = TorchBackend(model, training)
         folder = CheckpointFolder(scratch)
 
@@ -201,19 +207,19 @@ class WeakSupervisor:
                 seed=self._config.seed,
             )
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_model(merged, self._side("weak").tokenizer, output, base=base)
+        save_model(merged, self._side("weak", refs[0].index).tokenizer, output, base=base)
 
     # -- teacher-forced scores -------------------------------------------------------------------------------
 
     def target_scores(self, ref: ModelRef, split: str) -> TokenScores:
         """Log-probability and hit of every target token (answer and end-of-text) of a labelled split."""
-        data = self._side(ref.side)[split]
+        data = self._side(ref.side, ref.index)[split]
         requests = [ScoreRequest(e.prompt, (t,)) for e, t in zip(data.encoded, data.targets, strict=True)]
         return self._score(ref, requests, f"targets of {split}")
 
     def choice_scores(self, ref: ModelRef, split: str) -> TokenScores:
         """Log-probability of every token of every choice of a split, in sample, then choice order."""
-        data = self._side(ref.side)[split]
+        data = self._side(ref.side, ref.index)[split]
         requests = [ScoreRequest(e.prompt, e.continuations) for e in data.encoded]
         return self._score(ref, requests, f"choices of {split}")
 
@@ -306,18 +312,33 @@ class WeakSupervisor:
     def end_of_text(self, ref: ModelRef) -> tuple[int, ...]:
         """All end-of-text ids of a model."""
         model, _ = self._for_decoding(ref)
-        return eos_ids(model, self._side(ref.side).tokenizer)
+        return eos_ids(model, self._side(ref.side, ref.index).tokenizer)
 
     def decode_end(self, ref: ModelRef) -> None:
         """Free the cache."""
         self._decodes.end(ref.key)
 
+    def decode_bytes(self, ref: ModelRef, step: ByteStep) -> ByteReply:
+        """Go on from texts by a byte each, and say which bytes this member expects next."""
+        return self._bytes.step(ref.key, lambda: self._for_bytes(ref), step)
+
+    def decode_bytes_end(self, ref: ModelRef) -> None:
+        """Free the cache."""
+        self._bytes.end(ref.key)
+
+    def _for_bytes(self, ref: ModelRef) -> tuple[StepDecoder, ByteReader]:
+        model, pad_id = self._for_decoding(ref)
+        decoder, own = StepDecoder(model, pad_id=pad_id), (ref.side, ref.index)
+        if own not in self._readers:
+            tokenizer = self._side(*own).tokenizer
+            known = TokenBytes(tokenizer, self._models.config_of(ref).display_name)
+            self._readers[own] = ByteReader(tokenizer, known, eos_ids(model, tokenizer), decoder.vocab_size)
+        return decoder, self._readers[own]
+
     def _for_decoding(self, ref: ModelRef) -> tuple[Any, int]:
         if self._models.config_of(ref).head == "classifier":
-            raise ConfigError(
-                "head classifier chooses a class and writes no text: label questions with `ensemw2s label`"
-            )
-        return self._models.voting(ref), int(self._side(ref.side).tokenizer.eos_token_id)
+            raise ConfigError(NO_TEXT)
+        return self._models.voting(ref), int(self._side(ref.side, ref.index).tokenizer.eos_token_id)
 
     def device(self) -> str:
         """The device's name, for cost tables."""
@@ -338,13 +359,16 @@ class WeakSupervisor:
         self._models.share_bases(refs)
         return bool(self._models.groups(refs))
 
-    def _side(self, side: Side) -> EncodedSplits:
-        if side not in self._splits:
-            model = self._models.config_of(ModelRef(side))
-            self._splits[side] = EncodedSplits(
+    def _side(self, side: Side, index: int = 0) -> EncodedSplits:
+        """The splits as a model reads them."""
+        # Members that vote on tokens have one tokenizer.
+        own = (side, index if self._config.vote.alignment == "bytes" else 0)
+        if own not in self._splits:
+            model = self._models.config_of(ModelRef(*own))
+            self._splits[own] = EncodedSplits(
                 self._run_dir, self._config.data, load_tokenizer(model), model.head
             )
-        return self._splits[side]
+        return self._splits[own]
 
     def _n_classes(self, side: Side) -> int | None:
         return self._side(side).n_classes

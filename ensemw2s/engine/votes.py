@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def votes_path(system: str, split: str) -> Path:
     return Path("votes") / f"{split}.{system}.parquet"
 
 
+@dataclass(frozen=True)
+class PendingScores:
+    """Scores of choices that a supervisor was asked for, and whose model it is (see :class:`ModelRef`)."""
+
+    index: int
+    scores: Pending
+
+
 def submit_votes(
     ctx: RunContext,
     pool: SupervisorPool,
@@ -60,26 +69,43 @@ def submit_votes(
     ref: ModelRef,
     system: str,
     splits: list[str] | None = None,
-) -> dict[str, Pending]:
+) -> dict[str, PendingScores]:
     """Ask a supervisor for the scores of the splits that are not committed yet (multiple choice only)."""
     if not ctx.multiple_choice:
         return {}
     wanted = splits if splits is not None else voting_splits(ctx)
     return {
-        s: pool.submit(slot, "choice_scores", ref, s)
+        s: PendingScores(ref.index, pool.submit(slot, "choice_scores", ref, s))
         for s in wanted
         if ctx.store.done(votes_stage(system, s)) is None
     }
 
 
-def collect_votes(ctx: RunContext, system: str, pending: dict[str, Pending]) -> None:
+def collect_votes(ctx: RunContext, system: str, pending: dict[str, PendingScores]) -> None:
     """Commit what was asked for, a stage a split, and empty `pending`."""
     for split in list(pending):
-        scores: TokenScores = pending.pop(split).result()
+        asked = pending.pop(split)
+        data = ctx.side_splits(system)[split]
+        scores: TokenScores = data.choice_scores(asked.index, asked.scores.result())
         name = votes_stage(system, split)
         path = ctx.store.begin(name) / votes_path(system, split)
-        write_scores(path, ctx.side_splits(system)[split], scores.logprobs)
+        write_scores(path, data, scores.logprobs)
         ctx.commit(name, {"cost": scores.cost})
+
+
+def ask_members(pool: SupervisorPool, refs: Sequence[ModelRef], data: EncodedSplit, what: str) -> np.ndarray:
+    """(T, n choice tokens) log-probabilities of the choices of some questions by the members."""
+    # Members of one tokenizer are given the same list: those of one process then read it together.
+    texts = {
+        id(own): [(e.prompt, e.continuations) for e in own.encoded]
+        for own in (data.of_member(ref.index) for ref in refs)
+    }
+    pending = [
+        pool.submit(m, "score_texts", ref, texts[id(data.of_member(ref.index))], what)
+        for m, ref in enumerate(refs)
+    ]
+    scores = [data.choice_scores(ref.index, p.result()) for ref, p in zip(refs, pending, strict=True)]
+    return np.stack([own.logprobs for own in scores])
 
 
 def write_scores(path: Path, split: EncodedSplit, logprobs: np.ndarray) -> None:

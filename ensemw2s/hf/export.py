@@ -68,13 +68,18 @@ def export_ensemble(
 
     Raises:
         RunDirectoryError: the folder is not empty or cannot be written.
-        ModelError: members of different vocabularies or with classification heads, or an unknown dtype.
+        ModelError: members of different vocabularies, that vote on bytes or have classification heads, or an unknown dtype.
         ArtifactError: a member is damaged.
     """
     if ctx.splits.n_classes is not None:
         raise ModelError(
             "members with head classifier vote on classes, not on tokens: each of members/NN is a model for sequence classification "
             "that transformers loads as it is"
+        )
+    if ctx.config.vote.alignment == "bytes":
+        raise ModelError(
+            "members with vote.alignment bytes vote on pieces of text, not on tokens of one vocabulary: they cannot be one causal "
+            "language model; each of members/NN is a model that transformers loads as it is"
         )
     target = Path(output).absolute()
     wanted = None if dtype in (None, "auto") else resolve_dtype(str(dtype), "cpu")

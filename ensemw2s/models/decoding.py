@@ -163,6 +163,15 @@ class StepDecoder:
         self._settled()
         self._trim()
 
+    @torch.inference_mode()
+    def take_back(self, counts: np.ndarray) -> None:
+        """Forget the last counts[i] tokens of row i, (B,) integer; ``advance`` comes next."""
+        self.settle()
+        self._check_slots()
+        self._cache.retract(int(counts.max()), int(counts.max()) - counts)
+        self._lengths = self._lengths - counts
+        self._trim()
+
     def _settled(self) -> None:
         self._columns = 0
         self._counts = np.ones(self.batch_size, dtype=np.int64)

@@ -102,4 +102,9 @@ def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None) -> Open
             raise UserError(
                 f"the {name} has head classifier and writes no text to serve: label questions with `ensemw2s label {run_dir}`"
             )
+    if "ensemble" in ensembles and ctx.config.vote.alignment == "bytes":
+        raise UserError(
+            f"the ensemble of {run_dir} votes on bytes (vote.alignment), and the endpoint votes token by token: use `ensemw2s label` "
+            "and `ensemw2s generate`, or serve the student alone with --model student"
+        )
     return OpenedRun(ctx, ensembles, int((folder / MANIFEST).stat().st_mtime))

@@ -68,7 +68,7 @@ def answer_folds(ctx: RunContext, pool: SupervisorPool, plan: FoldPlan) -> FoldA
 def _submit(ctx: RunContext, pool: SupervisorPool, plan: FoldPlan, job: FoldJob, slot: int) -> _Work:
     split = ctx.splits[SPLIT]
     rows = np.flatnonzero(plan.fold != job.fold)
-    lengths = np.diff(split.target_offsets)[rows]
+    lengths = np.diff(split.of_member(job.index).target_offsets)[rows]
     scratch = ctx.store.scratch(job.stage)
     task = MemberTask(
         f"{_name(plan, job)}: training",
@@ -80,7 +80,7 @@ def _submit(ctx: RunContext, pool: SupervisorPool, plan: FoldPlan, job: FoldJob,
         scratch / job.stage,
         scratch / "checkpoints",
     )
-    data = _held_out(ctx, plan, job.fold)
+    data = _held_out(ctx, plan, job.fold).of_member(job.index)
     texts = [
         (e.prompt, e.continuations if data.multiple_choice else (target,))
         for e, target in zip(data.encoded, data.targets, strict=True)
@@ -93,7 +93,9 @@ def _submit(ctx: RunContext, pool: SupervisorPool, plan: FoldPlan, job: FoldJob,
 def _commit(ctx: RunContext, plan: FoldPlan, work: _Work) -> None:
     work.training.result()
     scores: TokenScores = work.scoring.result()
-    job, data = work.job, _held_out(ctx, plan, work.job.fold)
+    job = work.job
+    # One model at a time: its own tokens serve.
+    data = _held_out(ctx, plan, job.fold).of_member(job.index)
     confidence, right = judge(data, scores, plan.config.vote.choice_score)
     staging = ctx.store.begin(job.stage)
     (staging / "folds").mkdir()

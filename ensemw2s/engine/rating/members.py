@@ -13,6 +13,7 @@ from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.labeling import generate_answers
 from ensemw2s.engine.pipeline import kept_ensemble
 from ensemw2s.engine.pool import SupervisorPool
+from ensemw2s.engine.votes import ask_members
 from ensemw2s.errors import ConfigError, DataError
 
 
@@ -48,18 +49,13 @@ def rate_by_members(
     """
     data = ctx.splits.encode(samples)
     if not data.multiple_choice:
-        prompts = [e.prompt for e in data.encoded]
         generated = []
         for system, ref in zip(ensemble.systems, ensemble.refs, strict=True):
             alone = Ensemble((system,), (ref,), np.ones(1))
-            generated.append([normalize_answer(a.text) for a in generate_answers(ctx, pool, alone, prompts)])
+            generated.append([normalize_answer(a.text) for a in generate_answers(ctx, pool, alone, data)])
         return differing_pairs(generated)
-    texts = [(e.prompt, e.continuations) for e in data.encoded]
-    pending = [
-        pool.submit(m, "score_texts", ref, texts, "questions to rate") for m, ref in enumerate(ensemble.refs)
-    ]
     votes = ChoiceVotes.from_token_logprobs(
-        np.stack([p.result().logprobs for p in pending]),
+        ask_members(pool, ensemble.refs, data, "questions to rate"),
         data.choice_token_offsets,
         data.choice_offsets,
         ensemble.alphas,

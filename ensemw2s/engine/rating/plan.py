@@ -134,6 +134,7 @@ def plan_folds(config: ExperimentConfig, options: RatingOptions, samples: list[S
 
 def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
     from ensemw2s.data.encoding import tokenizer_fingerprint
+    from ensemw2s.engine.aligned import Readers
     from ensemw2s.engine.encoded import classes_of, make_encoder
     from ensemw2s.models.device import pick_device
     from ensemw2s.models.facts import inspect_model
@@ -142,6 +143,7 @@ def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
 
     choose_accelerator(pick_device(config.runtime.device))
     prints: dict[str, str] = {}
+    named = []
     for model in config.weak.models:
         facts = inspect_model(model)
         if facts.max_positions and facts.max_positions < config.data.max_length:
@@ -151,11 +153,15 @@ def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
             )
         tokenizer = load_tokenizer(model)
         prints.setdefault(tokenizer_fingerprint(tokenizer), model.display_name)
+        named.append((tokenizer, model.display_name))
         make_encoder(config.data, tokenizer, classes=classes_of(model.head, samples)).encode(samples)
-    if len(prints) > 1:
+    if len(prints) > 1 and config.vote.alignment == "tokens":
         raise ModelError(
-            f"the weak models {' and '.join(prints.values())} have different tokenizers: rate with models of one family"
+            f"the weak models {' and '.join(prints.values())} have different tokenizers: rate with models of one family, or set "
+            "vote.alignment bytes"
         )
+    if config.vote.alignment == "bytes":
+        Readers(config.data, named, classes_of(config.weak.models[0].head, samples)).encode(samples)
 
 
 def work_folder(output: Path) -> Path:
