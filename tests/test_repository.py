@@ -173,6 +173,9 @@ class TestTests:
                     checked = any(ast.unparse(word) == "check=True" for word in node.keywords)
                     if checked or name in ("raises", "warns", "fail") or name.startswith("assert_"):
                         return True
+                    # Playwright's expect(...).to_...()
+                    if name.startswith("to_") and "expect(" in ast.unparse(node.func):
+                        return True
                     if name in functions and name not in seen and checks(functions[name], seen | {name}):
                         return True
             return False
