@@ -31,12 +31,12 @@ from benchmarks.material import tiny_model
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reliability.md"
 ROOT = DOCUMENT.parent.parent
-#: What is killed, and what the titles of its processes hold. The driver and the raylet are known by their ids.
+#: What is killed, and how the titles of its processes begin. The driver and the raylet are known by their ids.
 TITLES = {
-    "coordinator": "CoordinatorActor",
-    "member": "SupervisorActor",
-    "Train worker": "RayTrainWorker",
-    "Train controller": "TrainController",
+    "coordinator": "ray::CoordinatorActor",
+    "member": "ray::SupervisorActor",
+    "Train worker": "ray::RayTrainWorker",
+    "Train controller": "ray::TrainController",
 }
 VICTIMS = ("driver", *TITLES, "raylet of the second node")
 LONGEST_RUN_SECONDS = 1800.0
@@ -269,7 +269,8 @@ class Chaos:
             with suppress(psutil.NoSuchProcess):
                 for process in raylet.children(recursive=True):
                     with suppress(psutil.NoSuchProcess):
-                        if TITLES[victim] in " ".join(process.cmdline()):
+                        # Ray has an actor of its own whose name ends like our coordinator's.
+                        if " ".join(process.cmdline()).startswith(TITLES[victim]):
                             found.append(process)
         return found
 

@@ -39,15 +39,41 @@ def train_with_deepspeed(
         WorkerFailure: the workers died more often than runtime.max_failures allows.
     """
     for attempt in range(2):
-        unfinished = [task for task in tasks if not (finished_folder(task) / OUTCOME).is_file()]
-        if not unfinished:
+        if not _unfinished(tasks):
             break
         if attempt == 1:
             # Ray Train holds this name for finished, but weights are missing: train them anew.
             shutil.rmtree(scratch, ignore_errors=True)
-        _fit(config, run_dir, unfinished, scratch, threads, coordinator)
+        _fit_again(config, run_dir, tasks, scratch, threads, coordinator)
     for task in tasks:
         yield _collect(task)
+
+
+def _unfinished(tasks: Sequence[StudentTask]) -> list[StudentTask]:
+    return [task for task in tasks if not (finished_folder(task) / OUTCOME).is_file()]
+
+
+def _fit_again(
+    config: ExperimentConfig,
+    run_dir: Path,
+    tasks: Sequence[StudentTask],
+    scratch: Path,
+    threads: int,
+    coordinator: Any,
+) -> None:
+    """Train what is not finished. Workers that die are Ray Train's business; its controller may die as often."""
+    import ray
+
+    for restarts in range(config.runtime.max_failures + 1):
+        unfinished = _unfinished(tasks)
+        try:
+            if unfinished:
+                _fit(config, run_dir, unfinished, scratch, threads, coordinator)
+            return
+        except ray.exceptions.RayActorError as error:
+            if restarts == config.runtime.max_failures:
+                raise _failed(unfinished, error) from error
+            coordinator.happened.remote("train_controller_restarted", {"restarts": restarts + 1})
 
 
 def finished_folder(task: StudentTask) -> Path:
@@ -63,6 +89,7 @@ def _fit(
     threads: int,
     coordinator: Any,
 ) -> None:
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -95,12 +122,18 @@ def _fit(
     )
     try:
         trainer.fit()
+    except ray.exceptions.RayActorError:
+        raise
     except Exception as error:
-        names = ", ".join(task.name for task in tasks)
-        raise _user_error(error) or WorkerFailure(
-            f"training the strong model ({names}) failed: {last_line(error)}; "
-            "run the same command to continue from its last checkpoint"
-        ) from error
+        raise _user_error(error) or _failed(tasks, error) from error
+
+
+def _failed(tasks: list[StudentTask], error: Exception) -> WorkerFailure:
+    names = ", ".join(task.name for task in tasks)
+    return WorkerFailure(
+        f"training the strong model ({names}) failed: {last_line(error)}; "
+        "run the same command to continue from its last checkpoint"
+    )
 
 
 def _failure_notes(coordinator: Any) -> Any:
