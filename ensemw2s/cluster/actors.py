@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,11 +49,22 @@ class SupervisorActor:
 
     def call(self, method: str, *args: Any) -> Any:
         """Run one method."""
-        return getattr(self._supervisor, method)(*args)
+        return getattr(self if method == "meeting" else self._supervisor, method)(*args)
+
+    def meeting(self) -> str:
+        """Where others find this process: ``tcp://HOST:PORT``, a port that is free now."""
+        address = ray.util.get_node_ip_address()
+        with socket.create_server((address, 0), family=_family(address)) as server:
+            port = server.getsockname()[1]
+        return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
     def where(self) -> str:
         """The node's id."""
         return str(ray.get_runtime_context().get_node_id())
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class RayExecutor:

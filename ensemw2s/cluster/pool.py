@@ -28,6 +28,7 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.lost import member_of, what_it_did
 from ensemw2s.engine.pool import Pending
 from ensemw2s.errors import MemberLost, ResourceError, WorkerFailure
+from ensemw2s.training.share import GroupLost
 
 MAX_WAIT_SECONDS = 60.0
 """for a process that does not answer; it then counts as lost"""
@@ -75,6 +76,11 @@ class RayCall:
         """The attempt whose member this work is for, if it is for one."""
         return member_of(self.args)
 
+    @property
+    def _together(self) -> bool:
+        """Whether others do it, too, and do not go on without this worker."""
+        return any(getattr(argument, "share", None) is not None for argument in self.args)
+
     def send(self) -> None:
         """Hand it to the worker, for the first time or again."""
         self._reference = self.worker.actor.call.remote(self.method, *self.args)
@@ -83,7 +89,7 @@ class RayCall:
         """The worker is another one, or did not answer: send once more what is not answered."""
         if self._answered():
             return
-        if self.method in IN_SESSION:
+        if self.method in IN_SESSION or self._together:
             self._in_doubt = True
         else:
             self.send()
@@ -101,6 +107,8 @@ class RayCall:
                 from ensemw2s.engine.decoding.worker import SessionLost
 
                 self._end()
+                if self._together:
+                    raise GroupLost("a worker that trained a member with others was restarted")
                 raise SessionLost("the worker of this decode was restarted")
             try:
                 self._value = (ray.get(self._reference),)

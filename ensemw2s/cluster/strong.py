@@ -274,7 +274,6 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
         frozen=frozen,
         kept=ActivationCache(frozen) if frozen and config.runtime.cache_activations else None,
     )
-    all_tokens = backend.sum_over_workers(float(report.tokens))
     with backend.gathered():
         if rank == 0:
             module = backend.engine.module
@@ -285,11 +284,10 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
             folder.parent.mkdir(parents=True, exist_ok=True)
             save_model(module, tokenizer, folder, base=model_config)
     if rank == 0:
-        tokens = int(all_tokens)
         outcome = TrainOutcome(
             report.seconds,
-            tokens,
-            training_flops(model_config) * tokens,
+            report.tokens,
+            training_flops(model_config) * report.tokens,
             f"{world_size} x {describe_device(str(device))}",
             report.steps,
             report.losses,

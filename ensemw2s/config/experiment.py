@@ -185,6 +185,11 @@ class RuntimeConfig(Section):
         "auto",
         description="weak supervisor actors at a time; auto: one a GPU, or one for every 4 CPUs, at most one a round",
     )
+    member_workers: PositiveInt = Field(
+        1,
+        description="supervisors that train one member together, each a share of every batch; at most as many as there are. "
+        "Rounds follow one another, so more would wait",
+    )
     gpus_per_supervisor: NonNegativeFloat | Literal["auto"] = Field(
         "auto", description="GPUs (or a fraction) of each; auto: 1, or 0 without GPUs"
     )

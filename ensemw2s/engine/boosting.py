@@ -33,6 +33,7 @@ from ensemw2s.core.voting import choice_scores, pick_choice
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.lost import lost_attempts, lost_members
+from ensemw2s.engine.member_training import MemberTraining
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import MemberTask, ModelRef, TokenScores, TrainOutcome, add_costs, cost
 from ensemw2s.engine.votes import PendingScores, collect_votes, submit_votes
@@ -159,11 +160,11 @@ class Boosting:
             staging / folder,
             store.scratch(name),
         )
-        pending = self._pool.submit(attempt, "train_member", task)
+        training = MemberTraining(self._ctx, self._pool, attempt, task)
         # The member before scores its other splits meanwhile; its votes are committed when they are there.
         for before in self._voting(load_records(self._ctx)):
             self._collect_votes(before)
-        outcome: TrainOutcome = pending.result()
+        outcome = training.result()
 
         ref = ModelRef("weak", index, staging / folder)
         wrong, scored = self._unit_wrong(attempt, ref)
@@ -200,12 +201,12 @@ class Boosting:
         (staging / folder / "member.json").write_text(
             json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8"
         )
-        training = cost(outcome.seconds, outcome.tokens, outcome.flops, outcome.device)
+        trained = cost(outcome.seconds, outcome.tokens, outcome.flops, outcome.device)
         info = {
             "record": asdict(record),
             "decision": decision,
             "losses": [round(x, 6) for x in outcome.losses],
-            "cost": add_costs([training, scored, *extra]),
+            "cost": add_costs([trained, scored, *extra]),
         }
         self._ctx.commit(name, info)
         text = (

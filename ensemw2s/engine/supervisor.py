@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ from ensemw2s.models.trainable import ActivationCache, FrozenPart, freeze
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder
 from ensemw2s.training.deepspeed import choose_accelerator
+from ensemw2s.training.group import GroupBackend, meet
 from ensemw2s.training.loop import TrainingReport, fit
 from ensemw2s.training.plan import TrainingSet
+from ensemw2s.training.share import Share
 
 Report = Callable[[ProgressEvent], None]
 
@@ -101,7 +104,9 @@ class WeakSupervisor:
         training = self._config.weak.training
         if task.epochs is not None:
             training = training.model_copy(update={"epochs": task.epochs})
-        return self._train(task.name, ref, data, training, task.seed, task.scratch, task.rows)
+        together = nullcontext() if task.share is None else meet(task.share, self._device)
+        with together:
+            return self._train(task.name, ref, data, training, task.seed, task.scratch, task.rows, task.share)
 
     def train_student(self, task: StudentTask) -> TrainOutcome:
         """Fine-tune the strong model in this process, without DeepSpeed (``executor: local``)."""
@@ -120,6 +125,7 @@ class WeakSupervisor:
         seed: int,
         scratch: Path,
         rows: np.ndarray | None = None,
+        share: Share | None = None,
     ) -> TrainOutcome:
         self._models.clear()
         model_config = self._models.config_of(ref)
@@ -134,12 +140,14 @@ class WeakSupervisor:
         )
         frozen = freeze(model, model_config)
         tokenizer = self._side(ref.side, ref.index).tokenizer
-        backend = TorchBackend(model, training)
+        backend = TorchBackend(model, training) if share is None else GroupBackend(model, training, share)
         folder = CheckpointFolder(scratch)
 
         def checkpoint(step: int, state: dict[str, Any]) -> None:
-            backend.save(folder.begin(), state)
-            folder.finish(step)
+            # All ranks of a group hold the same.
+            if backend.rank == 0:
+                backend.save(folder.begin(), state)
+                folder.finish(step)
 
         steps = self._config.runtime.checkpoint_steps
         report: TrainingReport = fit(
@@ -160,16 +168,24 @@ class WeakSupervisor:
         )
         if ref.folder is None:
             raise ValueError("a training needs an output folder")
+        device = describe_device(self._device)
+        outcome = TrainOutcome(
+            report.seconds,
+            report.tokens,
+            report.tokens * training_flops(model_config),
+            device if share is None else f"{share.size} x {device}",
+            report.steps,
+            report.losses,
+        )
+        if backend.rank > 0:
+            return outcome
         if compute != torch.float32 and model_config.lora is None:
             model.to(compute)
         ref.folder.parent.mkdir(parents=True, exist_ok=True)
         # What a killed attempt left there.
         shutil.rmtree(ref.folder, ignore_errors=True)
         save_model(model, tokenizer, ref.folder, base=model_config)
-        flops = report.tokens * training_flops(model_config)
-        return TrainOutcome(
-            report.seconds, report.tokens, flops, describe_device(self._device), report.steps, report.losses
-        )
+        return outcome
 
     def _kept_activations(
         self, ref: ModelRef, frozen: FrozenPart | None, rows: np.ndarray | None

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensemw2s.training.share import Share
+
 Side = Literal["weak", "strong"]
 Until = Literal["labels", "results"]
 """how far a run goes: to the pseudo-labels, or to the end"""
@@ -49,6 +51,7 @@ class MemberTask:
         output: folder for the fine-tuned weights.
         scratch: folder for checkpoints.
         epochs: instead of the configured ones (the prior's warm-up takes one).
+        share: the place of who trains it among several that do it together; None: alone.
     """
 
     name: str
@@ -60,6 +63,7 @@ class MemberTask:
     output: Path
     scratch: Path
     epochs: int | None = None
+    share: Share | None = None
 
 
 @dataclass(frozen=True)

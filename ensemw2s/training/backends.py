@@ -53,10 +53,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.opti
 class TorchBackend:
     """One process, one device; float32 master weights are the model's own, autocast is the loop's business."""
 
-    rank = 0
-    world_size = 1
-
     def __init__(self, model: torch.nn.Module, config: TrainingConfig) -> None:
+        self.rank, self.world_size = 0, 1
         self.model = model
         self.device = next(model.parameters()).device
         self._max_norm = config.max_grad_norm

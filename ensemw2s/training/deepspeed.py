@@ -14,6 +14,7 @@ import torch
 
 from ensemw2s.config import TrainingConfig
 from ensemw2s.training.backends import make_optimizer
+from ensemw2s.training.collectives import all_rows, sum_of
 
 TAG = "state"
 
@@ -97,24 +98,10 @@ class DeepSpeedBackend:
         self.engine.step()
 
     def sum_over_workers(self, value: float) -> float:
-        import torch.distributed as dist
-
-        total = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total)
+        return sum_of(value, self.device)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        import torch.distributed as dist
-
-        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
-        dist.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=self.device))
-        # Collectives take equal shapes: padded to the longest, cut again.
-        sizes = [int(n) for n in counts]
-        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+        return all_rows(rows)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         self.engine.save_checkpoint(str(folder), tag=TAG, client_state={"ensemw2s": state})

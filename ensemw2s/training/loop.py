@@ -30,7 +30,7 @@ Checkpoint = Callable[[int, dict[str, Any]], None]
 
 @dataclass
 class TrainingReport:
-    """What a training did. ``losses`` holds one weighted mean loss (nats a token) per optimizer step."""
+    """What a training did, all workers together. ``losses`` holds one weighted mean loss (nats a token) per optimizer step."""
 
     steps: int = 0
     tokens: int = 0
@@ -56,8 +56,8 @@ def target_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def predictions(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Targets]:
-    """What the model says, and what it should say, where there is a loss: (m, V) float32 where the output head can be run on these
-    positions alone, else (b, k, V)."""
+    """What the model says, (b, k, V) float32, and what it should say: where the output head can be run on the m positions with a loss
+    alone these stand in one row, (1, m, V)."""
     targets, parts = targets_of(batch), divided(model)
     if parts is None:
         return target_logits(model, batch), targets
@@ -69,7 +69,7 @@ def predictions(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tenso
         inputs["position_ids"] = batch["position_ids"]
     hidden = body(**inputs, use_cache=False).last_hidden_state
     # A column predicts the next one.
-    logits: torch.Tensor = head(hidden[:, width - k - 1 : width - 1][counted]).float()
+    logits: torch.Tensor = head(hidden[:, width - k - 1 : width - 1][counted][None]).float()
     return logits, targets.at(counted)
 
 
@@ -174,7 +174,6 @@ def fit(
                 value = weighted_loss_sum(backend.model, batch, loss, known) / step.denominator
             backend.backward(value)
             total += value.detach()
-            report.tokens += int(batch["attention_mask"].sum()) if micro.rows else 0
         # Summed over the workers, so that all of them take the same branch here.
         mean = backend.sum_over_workers(float(total))
         if not math.isfinite(mean):
@@ -184,6 +183,7 @@ def fit(
             )
         backend.step(learning_rate_at(step.index, plan.n_steps, config))
         report.losses.append(mean)
+        report.tokens += step.tokens
         report.steps = step.index + 1
         if progress is not None and backend.rank == 0:
             progress(report.steps, plan.n_steps, mean)

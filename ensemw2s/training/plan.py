@@ -94,12 +94,13 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step as one rank sees it: its micro-batches and the normalizer of the whole effective batch."""
+    """One optimizer step as one rank sees it: its micro-batches, and the normalizer and the tokens of the whole effective batch."""
 
     index: int
     epoch: int
     micro_batches: tuple[MicroBatch, ...]
     denominator: float
+    tokens: int
 
 
 class BatchPlan:
@@ -134,7 +135,11 @@ class BatchPlan:
                     continue
                 batch = np.concatenate([self._samples[i] for i in order[k * size : (k + 1) * size]])
                 yield Step(
-                    index, epoch, self._divide(batch, rank), float(self.data.denominators[batch].sum())
+                    index,
+                    epoch,
+                    self._divide(batch, rank),
+                    float(self.data.denominators[batch].sum()),
+                    int(self._lengths[batch].sum()),
                 )
 
     def _divide(self, batch: np.ndarray, rank: int) -> tuple[MicroBatch, ...]:

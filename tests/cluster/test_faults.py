@@ -110,6 +110,25 @@ def test_members_die_at_work(ray_cluster: None, runs: Runs, undisturbed: dict[st
     assert twice - once == 2 * 2 + 1
 
 
+def test_two_supervisors_train_a_member_together_and_one_dies(
+    ray_cluster: None, runs: Runs, undisturbed: dict[str, Any]
+) -> None:
+    """Each reads half of every batch; the losses are the serial ones. Both begin again from the checkpoint when one is lost."""
+    write_plan(runs.plan("together"), {"doing": "training", "member": "", "call": 13})
+    seen = runs.on_ray("together", supervisors=2, member_workers=2)
+    assert [e["event"] for e in seen] == ["worker_restarted", "group_lost"]
+    assert seen[1] == {"event": "group_lost", "doing": "training", "restarts": 1}
+    together, alone = (RunStore(runs.run_dir(name)) for name in ("together", "undisturbed"))
+    for name in ("member-00", "member-01"):
+        one, other = (store.require(name).info for store in (together, alone))
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-3)
+        assert one["losses"][0] == pytest.approx(other["losses"][0], rel=1e-6)
+        assert one["record"]["train_tokens"] == other["record"]["train_tokens"]
+        assert one["cost"]["device"].startswith("2 x ")
+    results = runs.results("together")
+    assert results["weak_ensemble"] == undisturbed["weak_ensemble"]
+
+
 def test_a_member_that_keeps_dying_stops_the_run_or_is_dropped_by_quorum(
     ray_cluster: None, runs: Runs, undisturbed: dict[str, Any]
 ) -> None:

@@ -164,7 +164,7 @@ def test_the_head_runs_where_there_is_a_loss(tiny_strong: Path, monkeypatch: pyt
     model = model_of(tiny_strong)
     batch = collate(data_of(5), MicroBatch((3, 0, 4)), PAD)
     seen: list[int] = []
-    hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
     divided(model)
     seen.clear()
 

@@ -31,12 +31,13 @@ class Targets:
     uncertainty: Tensor | None = None
 
     def at(self, places: Tensor) -> Targets:
-        """(m,) those at some places, (...) bool."""
+        """Those at m places, (...) bool, as one row: (1, m)."""
+        soft = self.soft
         return Targets(
-            self.labels[places],
-            self.weights[places],
-            None if self.soft is None else SoftTargets(self.soft.ids[places], self.soft.probs[places]),
-            None if self.uncertainty is None else self.uncertainty[places],
+            self.labels[places][None],
+            self.weights[places][None],
+            None if soft is None else SoftTargets(soft.ids[places][None], soft.probs[places][None]),
+            None if self.uncertainty is None else self.uncertainty[places][None],
         )
 
 
