@@ -42,6 +42,7 @@ from ensemw2s.models.member_scores import score_together
 from ensemw2s.models.scoring import ScoreRequest, Scores, score
 from ensemw2s.models.storage import load_saved, save_model
 from ensemw2s.models.trainable import ActivationCache, FrozenPart, freeze
+from ensemw2s.runs.mirror import Mirror
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder
 from ensemw2s.training.deepspeed import choose_accelerator
@@ -64,13 +65,22 @@ class WeakSupervisor:
         threads: torch threads.
         report: receives progress.
         models_kept: fine-tuned or pretrained models held in memory at a time.
+        mirror: the storage that the run directory is a copy of; checkpoints go there, and come from there.
     """
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: Path, *, threads: int, report: Report, models_kept: int = 1
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        *,
+        threads: int,
+        report: Report,
+        models_kept: int = 1,
+        mirror: Mirror | None = None,
     ) -> None:
         set_threads(threads)
         self._config, self._run_dir, self._report = config, run_dir, report
+        self._mirror = mirror
         self._device = pick_device(config.runtime.device)
         choose_accelerator(self._device)
         self._splits: dict[Side, EncodedSplits] = {}
@@ -130,10 +140,15 @@ class WeakSupervisor:
         tokenizer = self._side(ref.side).tokenizer
         backend = TorchBackend(model, training)
         folder = CheckpointFolder(scratch)
+        if self._mirror is not None:
+            self._mirror.retract(scratch.name)
+            self._mirror.restore(folder.current)
 
         def checkpoint(step: int, state: dict[str, Any]) -> None:
             backend.save(folder.begin(), state)
             folder.finish(step)
+            if self._mirror is not None:
+                self._mirror.publish(folder.current)
 
         steps = self._config.runtime.checkpoint_steps
         report: TrainingReport = fit(
