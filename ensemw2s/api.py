@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.config.uris import is_uri
 from ensemw2s.core.utf8 import END
 from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import ConfigError, RunDirectoryError, UserError
 from ensemw2s.opening import Show, local_executor, locked_run, open_run
+from ensemw2s.runs.reading import read_run
+from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import config_from_mapping, load_config
 from ensemw2s.tracking import check_trackers, tracked
 
@@ -40,11 +43,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its directory and results.json as a dict; `ran` is False when it was finished before."""
+    """A finished run: its directory and results.json as a dict; `ran` is False when it was finished before.
+
+    `place` names the run; where it is on storage with a URI, `run_dir` is this machine's copy.
+    """
 
     run_dir: Path
     results: dict[str, Any]
     ran: bool
+    place: str = ""
 
 
 def _quiet(event: ProgressEvent) -> None:
@@ -87,9 +94,10 @@ def run(
     check_trackers(config)
     store = check_directory(config)
     if store.exists and {"results", "report"} <= set(store.stages()) and store.is_whole():
-        return RunResult(store.folder, read_results(store.folder), ran=False)
+        store.require("results")
+        return RunResult(store.folder, read_results(store.folder), ran=False, place=store.place)
     if until == "labels" and store.exists and store.done("labels-ensemble") is not None:
-        return RunResult(store.folder, {}, ran=False)
+        return RunResult(store.folder, {}, ran=False, place=store.place)
     from ensemw2s.engine.estimate import estimate, peak_disk
     from ensemw2s.engine.prepare import begin_run, prepare
 
@@ -99,7 +107,7 @@ def run(
         begin_run(prepared, store, needed)
         with (
             tracked(config, store.folder, progress) as watched,
-            locked_run(prepared.absolute, store.folder, watched) as ctx,
+            locked_run(prepared.absolute, store, watched) as ctx,
         ):
             from ensemw2s.engine.pipeline import Pipeline
             from ensemw2s.engine.sharing import share
@@ -120,7 +128,16 @@ def run(
             with tracked(config, store.folder, progress) as watched:
                 results = run_on_ray(prepared, plan, threads, watched, until)
                 watched.results(results)
-    return RunResult(store.folder, results, ran=True)
+    _take_results(store, "results" if results else "labels-ensemble")
+    return RunResult(store.folder, results, ran=True, place=store.place)
+
+
+def _take_results(store: RunStore, stage: str) -> None:
+    """Bring what a coordinator has made on another machine here, and send what this process wrote beside it."""
+    if store.mirror is not None:
+        store.pull()
+        store.require(stage)
+        store.mirror.push_loose()
 
 
 def read_results(run_dir: Path | str) -> dict[str, Any]:
@@ -129,6 +146,8 @@ def read_results(run_dir: Path | str) -> dict[str, Any]:
     Raises:
         RunDirectoryError: there is none.
     """
+    if is_uri(str(run_dir)):
+        run_dir = read_run(run_dir, "results").folder
     path = Path(run_dir) / "results.json"
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -224,8 +243,8 @@ class LoadedEnsemble:
         return generate_answers(ctx, self._pool, self._ensemble, asked, max_new_tokens=max_new_tokens)[0]
 
 
-def load_ensemble(run_dir: Path | str, progress: Show = _quiet) -> LoadedEnsemble:
-    """The ensemble of a finished (or far enough) run, in this process.
+def load_ensemble(run_dir: Path | str | RunStore, progress: Show = _quiet) -> LoadedEnsemble:
+    """The ensemble of a finished (or far enough) run, in this process; the run by its folder or URI, or opened already.
 
     Raises:
         RunDirectoryError: not a run directory.
@@ -292,7 +311,7 @@ def export(
     return export_ensemble(ctx, ensemble, output, dtype=dtype, link=link)
 
 
-def _open(run_dir: Path | str, progress: Show) -> tuple[RunContext, Ensemble]:
+def _open(run_dir: Path | str | RunStore, progress: Show) -> tuple[RunContext, Ensemble]:
     """A run, and the members that vote in it."""
     from ensemw2s.engine.labeling import selected_ensemble
 

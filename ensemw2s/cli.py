@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ensemw2s import __version__
 from ensemw2s.console import exit_code, print_finished, print_results
@@ -50,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     label = commands.add_parser(
         "label", help="label new questions with a trained ensemble", allow_abbrev=False
     )
-    label.add_argument("run", help="run directory")
+    label.add_argument("run", help="run directory, or its URI")
     label.add_argument(
         "--input", required=True, help="JSONL, CSV or Parquet with question and, for multiple choice, choices"
     )
@@ -87,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     rate.set_defaults(function=_rate)
 
     generate = commands.add_parser("generate", help="one answer, and who voted for what", allow_abbrev=False)
-    generate.add_argument("run", help="run directory")
+    generate.add_argument("run", help="run directory, or its URI")
     generate.add_argument(
         "--prompt", required=True, help="a question; it is put into the run's prompt template"
     )
@@ -98,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export", help="the ensemble as one Hugging Face model: a folder to load anywhere", allow_abbrev=False
     )
-    export.add_argument("run", help="run directory")
+    export.add_argument("run", help="run directory, or its URI")
     export.add_argument("--output", required=True, help="folder to write; must be new or empty")
     export.add_argument(
         "--dtype",
@@ -114,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report", help="tables and figures again from stored results", allow_abbrev=False
     )
-    report.add_argument("run", help="run directory")
+    report.add_argument("run", help="run directory, or its URI")
     report.set_defaults(function=_report)
 
     status = commands.add_parser(
@@ -122,14 +121,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="what a run has committed, what is under way, what comes next; reads only",
         allow_abbrev=False,
     )
-    status.add_argument("run", help="run directory")
+    status.add_argument("run", help="run directory, or its URI")
     status.add_argument("--json", action="store_true", help="one JSON object, for programs")
     status.set_defaults(function=_status)
 
     serve = commands.add_parser(
         "serve", help="answer OpenAI's clients with a trained ensemble and its student", allow_abbrev=False
     )
-    serve.add_argument("run", help="run directory")
+    serve.add_argument("run", help="run directory, or its URI")
     serve.add_argument(
         "overrides",
         nargs="*",
@@ -203,8 +202,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with make_progress() as progress:
         result = api.run(arguments.config, *overrides, progress=progress)
     if not result.ran:
-        print_finished(result.run_dir)
-    print_results(result.run_dir)
+        print_finished(result.place)
+    print_results(result.run_dir, result.place)
     return 0
 
 
@@ -215,7 +214,7 @@ def _dry_run(config_path: str, overrides: list[str]) -> int:
     from ensemw2s.settings import load_config
 
     config = load_config(config_path, overrides)
-    check_directory(config)
+    store = check_directory(config)
     prepared = prepare(config)
     device = pick_device(config.runtime.device)
     lines = estimate(prepared, measure_flops(device))
@@ -235,7 +234,7 @@ def _dry_run(config_path: str, overrides: list[str]) -> int:
     )
     for warning in prepared.splits.report.warnings:
         print(f"warning: {warning}")
-    print(f"run directory: {prepared.run_dir} (nothing was written)")
+    print(f"run directory: {store.place} (nothing was written)")
     print(
         f"Estimates for one {device}, to about a factor of two; memory is weights, gradients and optimizer, without activations."
     )
@@ -312,19 +311,22 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from ensemw2s.api import read_results
+    from ensemw2s.runs.reading import read_run
     from ensemw2s.runs.report import write_report
 
-    run_dir = Path(arguments.run)
-    read_results(run_dir)
-    write_report(run_dir)
-    print_results(run_dir.resolve())
+    store = read_run(arguments.run, "splits", "results")
+    read_results(store.folder)
+    write_report(store.folder)
+    if store.mirror is not None:
+        store.mirror.push_loose()
+    print_results(store.folder, store.place)
     return 0
 
 
 def _status(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from ensemw2s.runs.status import read_status, render_json, render_status
 
-    status = read_status(Path(arguments.run).resolve())
+    status = read_status(arguments.run)
     print(render_json(status) if arguments.json else render_status(status))
     return 0
 

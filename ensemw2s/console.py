@@ -42,8 +42,13 @@ def exit_code(action: Callable[[], int]) -> int:
         return FAILED
 
 
-def print_results(run_dir: Path) -> None:
-    """The comparison of a finished run, in color on a terminal, and where its report lies."""
+def print_results(run_dir: Path, place: str | None = None) -> None:
+    """The comparison of a finished run, in color on a terminal, and where its report lies.
+
+    Args:
+        run_dir: its folder, or this machine's copy.
+        place: the run's own name, if that is another: a URI.
+    """
     from rich.console import Console
 
     from ensemw2s.api import read_results
@@ -55,9 +60,11 @@ def print_results(run_dir: Path) -> None:
     else:
         print(render_text(results))
     print(f"\nreport: {run_dir / 'report.html'} (also report.md, results.json)")
+    if place is not None and place != str(run_dir):
+        print(f"the run itself: {place}")
 
 
-def print_finished(run_dir: Path) -> None:
+def print_finished(run_dir: Path | str) -> None:
     """Say that there was nothing left to do."""
     print(
         f"{run_dir} is finished: nothing to do. Another seed or name makes another run.",

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig, identity_differences
+from ensemw2s.config.uris import is_uri
 from ensemw2s.console import exit_code
-from ensemw2s.engine.prepare import check_directory, run_directory
+from ensemw2s.engine.prepare import check_directory
 from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import RunDirectoryError
 from ensemw2s.progress import make_progress
+from ensemw2s.runs.reading import begun_run, bring_all_but_students
 from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import absolute_paths, load_config
 
@@ -84,10 +86,10 @@ def check_kept(name: str, path: str) -> None:
     Raises:
         RunDirectoryError: the path lies in the job's copy of its working directory.
     """
-    if JOB_COPY in Path(path).expanduser().resolve().parts:
+    if not is_uri(path) and JOB_COPY in Path(path).expanduser().resolve().parts:
         raise RunDirectoryError(
             f"{name} {path!r} lies in the job's copy of the working directory, which Ray removes: give an absolute path on storage that "
-            "all nodes share"
+            "all nodes share, or a URI"
         )
 
 
@@ -137,23 +139,20 @@ def boosted_run(config: ExperimentConfig) -> RunStore:
     store = check_directory(config)
     if not store.exists or LAST_STAGE["labels"] not in store.stages():
         raise RunDirectoryError(
-            f"{run_directory(config)} is not boosted yet: run ray_jobs/boost.py with the same configuration first"
+            f"{store.place} is not boosted yet: run ray_jobs/boost.py with the same configuration first"
         )
+    bring_all_but_students(store)
     return store
 
 
-def open_run(run_dir: str, overrides: Sequence[str]) -> tuple[ExperimentConfig, Path]:
-    """Configuration and absolute path of a run directory; overrides may change ``runtime`` only.
+def open_run(run_dir: str, overrides: Sequence[str]) -> tuple[ExperimentConfig, RunStore]:
+    """Configuration and run directory (folder or URI); overrides may change ``runtime`` only.
 
     Raises:
         RunDirectoryError: not a run directory, or an override would make it another run.
     """
-    folder = Path(run_dir).expanduser().resolve()
-    store = RunStore(folder)
-    if not store.exists or not (folder / "config.yaml").is_file():
-        raise RunDirectoryError(
-            f"{run_dir} is not a run directory: give the folder that boost.py or pipeline.py made"
-        )
+    store = begun_run(run_dir)
+    folder = store.folder
     saved, config = (load_config(folder / "config.yaml", given) for given in ([], list(overrides)))
     if LAST_STAGE["labels"] not in store.stages():
         raise RunDirectoryError(
@@ -164,12 +163,12 @@ def open_run(run_dir: str, overrides: Sequence[str]) -> tuple[ExperimentConfig, 
         raise RunDirectoryError(
             f"{run_dir} is a run of another configuration ({differences[0]}): override runtime.* only"
         )
-    return config, folder
+    return config, store
 
 
 def label_samples(
     config: ExperimentConfig,
-    run_dir: Path,
+    store: RunStore,
     samples: SampleFile,
     output: Path,
     arguments: argparse.Namespace,
@@ -185,7 +184,7 @@ def label_samples(
     """
     with make_progress() as progress, gpus_there(config, arguments, progress):
         if config.runtime.executor == "local":
-            ensemble = api.load_ensemble(run_dir, progress)
+            ensemble = api.load_ensemble(store, progress)
             ensemble.label_samples(samples, output)
             return len(ensemble.members)
         from ensemw2s.cluster.labeling import supervisors
@@ -193,7 +192,7 @@ def label_samples(
         from ensemw2s.engine.context import RunContext
         from ensemw2s.engine.labeling import selected_ensemble
 
-        ctx = RunContext(absolute_paths(config), RunStore(run_dir), progress)
+        ctx = RunContext(absolute_paths(config), store, progress)
         chosen = selected_ensemble(ctx)
         with ray_session(config), supervisors(ctx, len(chosen.refs)) as pool:
             api.LoadedEnsemble(ctx, chosen, pool).label_samples(samples, output)

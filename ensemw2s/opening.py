@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent
-from ensemw2s.errors import RunDirectoryError
+from ensemw2s.runs.reading import begun_run
 from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import absolute_paths, load_config
 
@@ -21,33 +21,29 @@ if TYPE_CHECKING:
 Show = Callable[[ProgressEvent], None]
 
 
-def open_run(run_dir: Path | str, progress: Show) -> RunContext:
-    """A run that was begun, to read from.
+def open_run(run_dir: Path | str | RunStore, progress: Show) -> RunContext:
+    """A run that was begun, to read from: by its folder or URI, or opened already.
 
     Raises:
         RunDirectoryError: not a run directory.
     """
     from ensemw2s.engine.context import RunContext
 
-    folder = Path(run_dir).resolve()
-    store = RunStore(folder)
-    if not store.exists or not (folder / "config.yaml").is_file():
-        raise RunDirectoryError(
-            f"{run_dir} is not a run directory: give the folder that `ensemw2s run` made, for example runs/demo"
-        )
-    return RunContext(absolute_paths(load_config(folder / "config.yaml", [])), store, progress)
+    store = run_dir if isinstance(run_dir, RunStore) else begun_run(run_dir)
+    config = load_config(store.folder / "config.yaml", [])
+    return RunContext(absolute_paths(config), store, progress)
 
 
 @contextmanager
-def locked_run(config: ExperimentConfig, folder: Path, progress: Show) -> Iterator[RunContext]:
-    """A run, or the beginning of one, that this process alone writes meanwhile.
+def locked_run(config: ExperimentConfig, place: Path | RunStore, progress: Show) -> Iterator[RunContext]:
+    """A run, or the beginning of one, that this process alone writes meanwhile; in a folder, or opened already.
 
     Raises:
         RunDirectoryError: another process holds it.
     """
     from ensemw2s.engine.context import RunContext
 
-    store = RunStore(folder)
+    store = RunStore(place) if isinstance(place, Path) else place
     store.lock()
     try:
         yield RunContext(config, store, progress)
@@ -61,7 +57,7 @@ def local_executor(ctx: RunContext) -> LocalExecutor:
 
     threads = ctx.config.runtime.threads
     count = (os.cpu_count() or 1) if threads == "auto" else threads
-    return LocalExecutor(ctx.config, ctx.run_dir, threads=count, report=ctx.report)
+    return LocalExecutor(ctx.config, ctx.run_dir, threads=count, report=ctx.report, mirror=ctx.store.mirror)
 
 
 @contextmanager

@@ -30,11 +30,11 @@ def label(arguments: argparse.Namespace, overrides: list[str]) -> int:
     output = check_output(Path(arguments.output))
     samples = SampleFile(Path(arguments.input))
     if arguments.run is not None:
-        config, folder = open_run(arguments.run, overrides)
+        config, store = open_run(arguments.run, overrides)
     else:
         config = load(arguments.config, overrides)
-        folder = boosted_run(config).folder
-    members = label_samples(config, folder, samples, output, arguments)
+        store = boosted_run(config)
+    members = label_samples(config, store, samples, output, arguments)
     print(f"{samples.n} labels by {members} members: {output}")
     return 0
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     """The run by its directory or by its configuration, and the files."""
     made = plain_parser(__doc__)
     run = made.add_mutually_exclusive_group(required=True)
-    run.add_argument("--run", help="run directory")
+    run.add_argument("--run", help="run directory, or its URI")
     run.add_argument("--config", help="YAML file of the run")
     made.add_argument(
         "--input", required=True, help="JSONL, CSV or Parquet with question and, for multiple choice, choices"

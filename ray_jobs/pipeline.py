@@ -16,8 +16,8 @@ def pipeline(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Continues a run that was stopped; a finished one is shown again."""
     result = run_experiment(load(arguments.config, overrides), arguments, "results")
     if not result.ran:
-        print_finished(result.run_dir)
-    print_results(result.run_dir)
+        print_finished(result.place)
+    print_results(result.run_dir, result.place)
     return 0
 
 

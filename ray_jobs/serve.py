@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     """What `ensemw2s serve` takes, but for the executor."""
     made = plain_parser(__doc__)
     made.epilog = "Limits: key=value, for example max_queue=10 quorum=2 (docs/serving.md)."
-    made.add_argument("--run", required=True, help="run directory, on storage that all nodes share")
+    made.add_argument(
+        "--run", required=True, help="run directory, on storage that all nodes share, or its URI"
+    )
     made.add_argument("--host", help="address to listen on (default 127.0.0.1); others need --api-keys")
     made.add_argument("--port", type=int, help="port (default 8000)")
     made.add_argument("--api-keys", help="file with one API key a line; may change while the server runs")

@@ -18,8 +18,8 @@ def train_strong(arguments: argparse.Namespace, overrides: list[str]) -> int:
     boosted_run(config)
     result = run_experiment(config, arguments, "results")
     if not result.ran:
-        print_finished(result.run_dir)
-    print_results(result.run_dir)
+        print_finished(result.place)
+    print_results(result.run_dir, result.place)
     return 0
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.s3_server import S3, serving_s3
+
 # Yields to the user's own values. Token authentication would be switched on by the first local cluster and then ask
 # the other processes of the tests for a token.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -25,6 +27,16 @@ os.environ.setdefault("RAY_health_check_period_ms", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# For the S3 server of the tests (tests/s3_server.py); Ray's workers have what is set here.
+os.environ.update(
+    AWS_ACCESS_KEY_ID="tester",
+    AWS_SECRET_ACCESS_KEY="secret-of-tester",
+    AWS_EC2_METADATA_DISABLED="true",
+    # Servers other than Amazon's seldom know checksums at the end of what is sent.
+    AWS_REQUEST_CHECKSUM_CALCULATION="when_required",
+)
+# The disk of a node; nodes of a test on this machine have one each.
+os.environ.setdefault("NODE_DISK", "first")
 
 # A loaded machine is slow, not wrong; the same examples every time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -227,6 +239,13 @@ def free_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same questions without choices: the answer is generated."""
     rows = [{"id": r["id"], "question": r["question"], "answer": SOUNDS[r["answer"]]} for r in questions()]
     return write_jsonl(tmp_path_factory.mktemp("free") / "free.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server on this machine."""
+    with serving_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import pytest
 from ensemw2s.doctor import Check, collect, diagnose, exit_code, machine, reach, render, software
 from ensemw2s.errors import ConfigError
 from ensemw2s.settings import config_from_mapping
+from tests.s3_server import S3
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -288,3 +289,14 @@ class TestOutput:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert answer.returncode == 1, answer.stderr
         assert "no-such-package" in answer.stdout
+
+
+def test_storage_is_asked_for_an_answer(s3: S3) -> None:
+    bucket = s3.bucket()
+    assert reach.check_storage(s3.uri(f"{bucket}/runs")) == Check(
+        "storage", "ok", f"s3://{bucket}/runs answers"
+    )
+    missing = reach.check_storage(s3.uri("no-such-bucket/runs"))
+    assert missing.status == "bad"
+    assert "there is no bucket 'no-such-bucket'" in missing.detail
+    assert list((s3.data / bucket).iterdir()) == []

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from ensemw2s.cluster.away import Away
 from ensemw2s.cluster.metrics import RunMetrics
 from ensemw2s.cluster.placement import SupervisorPlan
 from ensemw2s.cluster.pool import Happened, RayPool
@@ -19,7 +20,8 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.lost import lost_attempts
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome, Until
-from ensemw2s.runs.store import RunStore
+from ensemw2s.runs.mirror import Storage
+from ensemw2s.runs.store import RunStore, run_store
 
 REPORT_EVERY_SECONDS = 0.5
 
@@ -40,16 +42,46 @@ class RemoteReport:
 
 
 class SupervisorActor:
-    """A weak supervisor as a Ray actor; every public method of WeakSupervisor is called through `call`."""
+    """A weak supervisor as a Ray actor; every public method of WeakSupervisor is called through `call`.
 
-    def __init__(self, config: ExperimentConfig, run_dir: Path, threads: int, coordinator: Any) -> None:
+    Args:
+        config: with absolute paths.
+        run_dir: the run directory, or the coordinator's copy of it.
+        threads: torch threads.
+        coordinator: actor that receives progress.
+        storage: where the run is, if it is not a folder that this node sees.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        threads: int,
+        coordinator: Any,
+        storage: Storage | None = None,
+    ) -> None:
         from ensemw2s.engine.supervisor import WeakSupervisor
 
-        self._supervisor = WeakSupervisor(config, run_dir, threads=threads, report=RemoteReport(coordinator))
+        self._away = None if storage is None else Away(storage)
+        mirror = None if self._away is None else self._away.mirror
+        self._supervisor = WeakSupervisor(
+            config,
+            run_dir if mirror is None else mirror.folder,
+            threads=threads,
+            report=RemoteReport(coordinator),
+            mirror=mirror,
+        )
 
     def call(self, method: str, *args: Any) -> Any:
         """Run one method."""
-        return getattr(self if method == "meeting" else self._supervisor, method)(*args)
+        if method == "meeting":
+            return self.meeting()
+        if self._away is None:
+            return getattr(self._supervisor, method)(*args)
+        args = self._away.before(method, args)
+        result = getattr(self._supervisor, method)(*args)
+        self._away.after(method, args)
+        return result
 
     def meeting(self) -> str:
         """Where others find this process: ``tcp://HOST:PORT``, a port that is free now."""
@@ -80,8 +112,9 @@ class RayExecutor:
         happened: Happened,
         group_name: str = "",
         queue: Callable[[int], None] = lambda length: None,
+        storage: Storage | None = None,
     ) -> None:
-        self._config, self._run_dir, self._plan = config, run_dir, plan
+        self._config, self._run_dir, self._plan, self._storage = config, run_dir, plan, storage
         self._threads, self._coordinator, self._happened = threads, coordinator, happened
         self._store, self._group_name, self._queue = RunStore(run_dir), group_name, queue
         self._pool: RayPool | None = None
@@ -100,6 +133,7 @@ class RayExecutor:
                 happened=self._happened,
                 queue=self._queue,
                 group_name=self._group_name,
+                storage=self._storage,
             )
         try:
             yield self._pool
@@ -117,17 +151,31 @@ class RayExecutor:
         from ensemw2s.cluster.strong import train_with_deepspeed
 
         yield from train_with_deepspeed(
-            self._config, self._run_dir, tasks, scratch, self._threads[1], self._coordinator
+            self._config, self._run_dir, tasks, scratch, self._threads[1], self._coordinator, self._storage
         )
 
 
 class CoordinatorActor:
-    """Runs the pipeline; holds token weights and member weights, and no model."""
+    """Runs the pipeline; holds token weights and member weights, and no model.
+
+    Args:
+        config: with absolute paths.
+        run_dir: the run directory; not looked at where there is a `storage`.
+        plan: the supervisors.
+        threads: torch threads of a supervisor and of a strong worker.
+        storage: where the run is, if it is not a folder.
+    """
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: Path, plan: SupervisorPlan, threads: tuple[int, int]
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        plan: SupervisorPlan,
+        threads: tuple[int, int],
+        storage: Storage | None = None,
     ) -> None:
-        self._config, self._run_dir, self._plan, self._threads = config, run_dir, plan, threads
+        self._config, self._plan, self._threads, self._storage = config, plan, threads, storage
+        self._run_dir = run_dir if storage is None else storage.folder()
         self._metrics = RunMetrics(config.name)
         self._events: list[ProgressEvent] = []
         self._guard = threading.Lock()
@@ -161,7 +209,7 @@ class CoordinatorActor:
         from ensemw2s.engine.pipeline import Pipeline
         from ensemw2s.engine.sharing import share
 
-        store = RunStore(self._run_dir)
+        store = run_store(self._storage or self._run_dir, lazy=True)
         store.lock(lock_seconds)
         on_ray = RayExecutor(
             self._config,
@@ -172,6 +220,7 @@ class CoordinatorActor:
             lambda kind, **fields: self.happened(kind, fields),
             group_name,
             self._metrics.queue,
+            self._storage,
         )
         try:
             ctx = RunContext(self._config, store, self.note, committed=self._metrics.stage)

@@ -40,7 +40,7 @@ def supervisors(ctx: RunContext, n_members: int) -> Iterator[SupervisorPool]:
     notes = (
         ray.remote(CoordinatorActor)
         .options(num_cpus=0)
-        .remote(ctx.config, ctx.run_dir, plan, (threads, threads))
+        .remote(ctx.config, ctx.run_dir, plan, (threads, threads), ctx.store.storage)
     )
     # No quorum: without a member the others would give other labels.
     pool = RayPool(
@@ -50,6 +50,7 @@ def supervisors(ctx: RunContext, n_members: int) -> Iterator[SupervisorPool]:
         threads,
         notes,
         happened=lambda kind, **fields: ctx.say(in_words(kind, fields)),
+        storage=ctx.store.storage,
     )
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(ctx, notes, ended), daemon=True)

@@ -28,6 +28,7 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.lost import member_of, what_it_did
 from ensemw2s.engine.pool import Pending
 from ensemw2s.errors import MemberLost, ResourceError, WorkerFailure
+from ensemw2s.runs.mirror import Storage
 from ensemw2s.training.share import GroupLost
 
 MAX_WAIT_SECONDS = 60.0
@@ -132,7 +133,7 @@ class RayPool:
 
     Args:
         config: with absolute paths.
-        run_dir: the run directory, reachable from every node.
+        run_dir: the run directory, reachable from every node; or the coordinator's copy of it.
         plan: how many, and what each reserves.
         threads: torch threads of each.
         coordinator: actor that receives progress.
@@ -142,6 +143,7 @@ class RayPool:
         queue: receives the number of calls that are not answered, when it changes.
         group_name: of the placement group. Ray keeps the group of an actor that dies until its job ends; by the name it can be
             removed before (:func:`remove_group`).
+        storage: where the run is, if it is not a folder.
     """
 
     def __init__(
@@ -157,13 +159,14 @@ class RayPool:
         happened: Happened = _nothing,
         queue: Callable[[int], None] = lambda length: None,
         group_name: str = "",
+        storage: Storage | None = None,
     ) -> None:
         self.size = plan.size
         self._config, self._run_dir, self._plan = config, run_dir, plan
         self._threads, self._coordinator = threads, coordinator
         self._limits = FailureLimits(config.runtime.max_failures, MAX_WAIT_SECONDS, quorum)
         self._members, self._happened = members, happened
-        self._queue, self._group_name = queue, group_name
+        self._queue, self._group_name, self._storage = queue, group_name, storage
         self._group: PlacementGroup | None = None
         self._workers: list[_Worker] = []
         self._place: list[int] = []
@@ -218,7 +221,7 @@ class RayPool:
                     self._group, placement_group_bundle_index=index
                 ),
             )
-            .remote(self._config, self._run_dir, self._threads, self._coordinator)
+            .remote(self._config, self._run_dir, self._threads, self._coordinator, self._storage)
         )
         return actor, actor.where.remote()
 

@@ -191,7 +191,7 @@ def _run_once(
     coordinator = (
         ray.remote(CoordinatorActor)
         .options(num_cpus=0, max_concurrency=4, scheduling_strategy=here)
-        .remote(prepared.absolute, prepared.run_dir, plan, threads)
+        .remote(prepared.absolute, prepared.run_dir, plan, threads, prepared.storage)
     )
     group = f"ensemw2s-{uuid.uuid4().hex}"
     running = coordinator.run.remote(coordinator, until, lock_seconds=lock_seconds, group_name=group)

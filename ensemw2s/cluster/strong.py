@@ -11,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ensemw2s.cluster.away import Away, moved
 from ensemw2s.cluster.remote_errors import last_line
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
 from ensemw2s.errors import ArtifactError, EnsemW2SError, WorkerFailure
 from ensemw2s.runs.cache import link_tree
+from ensemw2s.runs.mirror import Mirror, Storage
 from ensemw2s.training.checkpoint import verify
 
 OUTCOME = "training.json"
@@ -29,28 +31,33 @@ def train_with_deepspeed(
     scratch: Path,
     threads: int,
     coordinator: Any,
+    storage: Storage | None = None,
 ) -> Iterator[TrainOutcome]:
     """Fine-tune the strong model on Ray Train workers, once a task; an outcome when ``task.output`` is in place.
 
     One group of workers trains them one after another. Checkpoints lie in ``scratch``, finished weights in the tasks'
-    own scratch folders; the same call after a crash goes on from there.
+    own scratch folders; the same call after a crash goes on from there. With `storage` both lie there, and the weights where their
+    stage will have them.
 
     Raises:
         WorkerFailure: the workers died more often than runtime.max_failures allows.
     """
+    mirror = None if storage is None else Mirror(storage)
     for attempt in range(2):
-        if not _unfinished(tasks):
+        if not _unfinished(tasks, mirror):
             break
         if attempt == 1:
             # Ray Train holds this name for finished, but weights are missing: train them anew.
             shutil.rmtree(scratch, ignore_errors=True)
-        _fit_again(config, run_dir, tasks, scratch, threads, coordinator)
+            if mirror is not None:
+                mirror.forget(scratch.name)
+        _fit_again(config, run_dir, tasks, scratch, threads, coordinator, mirror)
     for task in tasks:
-        yield _collect(task)
+        yield _collect(task, mirror)
 
 
-def _unfinished(tasks: Sequence[StudentTask]) -> list[StudentTask]:
-    return [task for task in tasks if not (finished_folder(task) / OUTCOME).is_file()]
+def _unfinished(tasks: Sequence[StudentTask], mirror: Mirror | None) -> list[StudentTask]:
+    return [task for task in tasks if _outcome(task, mirror) is None]
 
 
 def _fit_again(
@@ -60,15 +67,16 @@ def _fit_again(
     scratch: Path,
     threads: int,
     coordinator: Any,
+    mirror: Mirror | None,
 ) -> None:
     """Train what is not finished. Workers that die are Ray Train's business; its controller may die as often."""
     import ray
 
     for restarts in range(config.runtime.max_failures + 1):
-        unfinished = _unfinished(tasks)
+        unfinished = _unfinished(tasks, mirror)
         try:
             if unfinished:
-                _fit(config, run_dir, unfinished, scratch, threads, coordinator)
+                _fit(config, run_dir, unfinished, scratch, threads, coordinator, mirror)
             return
         except ray.exceptions.RayActorError as error:
             if restarts == config.runtime.max_failures:
@@ -88,6 +96,7 @@ def _fit(
     scratch: Path,
     threads: int,
     coordinator: Any,
+    mirror: Mirror | None,
 ) -> None:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -104,7 +113,15 @@ def _fit(
         "tasks": tasks,
         "threads": threads,
         "coordinator": coordinator,
+        "storage": None if mirror is None else mirror.storage,
     }
+    place: dict[str, Any] = {"storage_path": str(scratch)}
+    if mirror is not None:
+        inside = scratch.relative_to(run_dir).as_posix()
+        place = {
+            "storage_path": f"{mirror.remote.path.rstrip('/')}/{inside}",
+            "storage_filesystem": mirror.remote.file_system,
+        }
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config=payload,
@@ -114,7 +131,7 @@ def _fit(
         ),
         run_config=RunConfig(
             name=scratch.name,
-            storage_path=str(scratch),
+            **place,
             failure_config=FailureConfig(max_failures=runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[_failure_notes(coordinator)],
@@ -149,14 +166,30 @@ def _failure_notes(coordinator: Any) -> Any:
     return FailureNotes()
 
 
-def _collect(task: StudentTask) -> TrainOutcome:
-    """Move a student's weights to where its stage wants them."""
+def _outcome(task: StudentTask, mirror: Mirror | None) -> TrainOutcome | None:
+    """What the training of a student gave, when its weights are there; None before."""
+    if mirror is not None:
+        listing = mirror.staged(_stage(task))
+        return None if listing is None else TrainOutcome(**listing["info"])
+    path = finished_folder(task) / OUTCOME
+    return TrainOutcome(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _stage(task: StudentTask) -> str:
+    """The stage that commits a student."""
+    return task.scratch.name
+
+
+def _collect(task: StudentTask, mirror: Mirror | None) -> TrainOutcome:
+    """Move a student's weights to where its stage wants them; on storage they are there."""
     folder = finished_folder(task)
-    if not (folder / OUTCOME).is_file():
+    outcome = _outcome(task, mirror)
+    if outcome is None:
         raise WorkerFailure(
             f"the workers ended without the weights of student {task.name}: run the same command again"
         )
-    outcome = TrainOutcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
+    if mirror is not None:
+        return outcome
     # Linked, not moved: a run that is killed before the commit finds them again; the commit removes the scratch folder.
     task.output.parent.mkdir(parents=True, exist_ok=True)
     link_tree(folder, task.output)
@@ -182,15 +215,22 @@ def _train_worker(payload: dict[str, Any]) -> None:
 
     choose_accelerator(get_device().type)
     set_threads(payload["threads"])
+    mirror = None
+    if payload["storage"] is not None:
+        away = Away(payload["storage"])
+        mirror = away.mirror
+        mirror.bring("labels/")
+        tasks = [moved(task, mirror.folder) for task in payload["tasks"]]
+        payload = {**payload, "run_dir": mirror.folder, "tasks": tasks}
     latest = ray.train.get_checkpoint()
     for task in payload["tasks"]:
-        if (finished_folder(task) / OUTCOME).is_file():
+        if _outcome(task, mirror) is not None:
             continue
         with nullcontext() if latest is None else latest.as_directory() as folder:
             saved = None if folder is None else Path(folder)
             if saved is not None and not _fits(saved, task, ray.train.get_context().get_world_size()):
                 saved = None
-            _train_one(payload, task, saved)
+            _train_one(payload, task, saved, mirror)
         torch.distributed.barrier()
 
 
@@ -209,7 +249,9 @@ def _mark(task: StudentTask, world_size: int) -> str:
     return f"{task.name} {world_size}"
 
 
-def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) -> None:
+def _train_one(
+    payload: dict[str, Any], task: StudentTask, resume: Path | None, mirror: Mirror | None
+) -> None:
     """One rank: build the model and the plan, restore, train, write the weights (rank 0)."""
     import ray.train
     import torch
@@ -279,7 +321,7 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
             module = backend.engine.module
             if bf16 and model_config.lora is None:
                 module.to(torch.bfloat16)
-            folder = finished_folder(task)
+            folder = finished_folder(task) if mirror is None else task.output
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             save_model(module, tokenizer, folder, base=model_config)
@@ -292,7 +334,10 @@ def _train_one(payload: dict[str, Any], task: StudentTask, resume: Path | None) 
             report.steps,
             report.losses,
         )
-        (finished_folder(task) / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        if mirror is None:
+            (finished_folder(task) / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        else:
+            mirror.publish(task.output, asdict(outcome))
     backend.close()
 
 

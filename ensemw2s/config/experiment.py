@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ensemw2s.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from ensemw2s.config.data import DataConfig
 from ensemw2s.config.models import ModelConfig, StrongTrainingConfig, TrainingConfig
+from ensemw2s.config.uris import is_uri, uri_problem
 
 
 class BoostingConfig(Section):
@@ -238,6 +239,11 @@ class RuntimeConfig(Section):
         None,
         description="folder in which runs share equal work (trained members and students, scores); default: none",
     )
+    work_dir: str | None = Field(
+        None,
+        description="folder on each node's own disk for its copy of a run whose runs_dir is a URI; ~ and $VARIABLES are those of "
+        "the node; default: ENSEMW2S_WORK_DIR, else .cache/ensemw2s/runs in the home folder",
+    )
 
 
 class ExperimentConfig(Section):
@@ -248,7 +254,8 @@ class ExperimentConfig(Section):
     )
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")
     runs_dir: str = Field(
-        "runs", description="folder of the run directories (runtime: not part of the run's identity)"
+        "runs",
+        description="folder of the run directories, or a URI such as s3://bucket/runs (runtime: not part of the run's identity)",
     )
     data: DataConfig
     weak: WeakConfig
@@ -262,15 +269,9 @@ class ExperimentConfig(Section):
     @field_validator("runs_dir")
     @classmethod
     def _a_folder(cls, value: str) -> str:
-        # Commits rely on renames and file locks, which object stores lack.
-        scheme, separator, rest = value.partition("://")
-        if separator:
-            advice = (
-                f"write {rest!r}" if scheme == "file" else "use storage that all nodes mount, such as NFS"
-            )
-            raise ValueError(
-                f"{value!r} is a URI, and a run directory is a folder of a file system: {advice}"
-            )
+        problem = uri_problem(value) if is_uri(value) else None
+        if problem is not None:
+            raise ValueError(problem)
         return value
 
     @model_validator(mode="after")
@@ -310,6 +311,14 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"runtime.speculate {self.runtime.speculate} drafts tokens, and vote.alignment bytes votes on bytes: set "
                 "runtime.speculate off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_fits(self) -> ExperimentConfig:
+        if is_uri(self.runs_dir) and self.runtime.cache is not None:
+            raise ValueError(
+                "runtime.cache is a folder beside run directories, and runs_dir is a URI: leave the cache out, or give a folder for both"
             )
         return self
 

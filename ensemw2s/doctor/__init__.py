@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.config.uris import is_uri
 from ensemw2s.doctor.check import Check, Status
 from ensemw2s.doctor.machine import check_machine
-from ensemw2s.doctor.reach import check_cache, check_config, check_hub
+from ensemw2s.doctor.reach import check_cache, check_config, check_hub, check_storage
 from ensemw2s.doctor.software import check_demo_packages, check_gpus, check_packages, check_ray
 from ensemw2s.settings import load_config
 
@@ -25,15 +26,20 @@ def collect(config: ExperimentConfig | None = None, *, deep: bool = False) -> li
         config: its models, its data and what it asks of the machine are looked at, too.
         deep: start a small local Ray, or join the cluster, and run a task there.
     """
+    from ensemw2s.engine.prepare import run_directory
+
     runtime = config.runtime if config else None
     uses_ray = runtime is None or runtime.executor == "ray"
     address = (runtime.ray_address if runtime else None) or os.environ.get("RAY_ADDRESS")
-    checks = check_machine(Path(config.runs_dir if config else "runs").expanduser(), compiler_needed=uses_ray)
+    runs = run_directory(config).parent if config else Path("runs")
+    checks = check_machine(runs, compiler_needed=uses_ray)
     checks.append(check_gpus(needed=runtime is not None and runtime.device == "cuda"))
     checks += check_packages()
     if uses_ray:
         checks += check_ray(address, deep=deep)
     checks += [check_hub(), check_cache()]
+    if config and is_uri(config.runs_dir):
+        checks.append(check_storage(config.runs_dir))
     checks += check_config(config) if config else check_demo_packages()
     return checks
 

@@ -16,8 +16,10 @@ from ensemw2s.config import (
     ReasoningGymSource,
     Source,
 )
+from ensemw2s.config.uris import shown
 from ensemw2s.doctor.check import Check
 from ensemw2s.errors import UserError
+from ensemw2s.runs.remote import Remote
 
 _HUB_SECONDS = 3.0
 
@@ -55,6 +57,15 @@ def check_cache() -> Check:
     if not os.access(folder, os.W_OK):
         return Check("hub cache", "warn", f"{detail}, and cannot be written", "set HF_HOME to another folder")
     return Check("hub cache", "ok", detail)
+
+
+def check_storage(uri: str) -> Check:
+    """Whether the storage of ``runs_dir`` answers this machine; nothing is written there."""
+    try:
+        Remote(uri)
+    except UserError as error:
+        return Check("storage", "bad", str(error))
+    return Check("storage", "ok", f"{shown(uri)} answers")
 
 
 def check_config(config: ExperimentConfig) -> list[Check]:

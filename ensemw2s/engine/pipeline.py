@@ -6,7 +6,6 @@ and test truth is joined with the answers in the last stage only.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +234,8 @@ class Pipeline:
             scratch = ctx.store.scratch(stage)
             teacher = name if name in TEACHERS and asks_teacher(ctx.config) else None
             tasks.append(StudentTask(name, split, labels, ctx.config.seed, output, scratch, teacher))
-        shared = ctx.store.scratch("students-" + "-".join(names))
+        group = "students-" + "-".join(names)
+        shared = ctx.store.scratch(group)
         for task, outcome in zip(tasks, self._executor.train_students(tasks, shared), strict=True):
             spent = cost(outcome.seconds, outcome.tokens, outcome.flops, outcome.device)
             losses = [round(x, 6) for x in outcome.losses]
@@ -247,7 +247,7 @@ class Pipeline:
             # Same questions, labels, start and seed: the same student.
             ctx.store.begin(stage)
             ctx.commit(stage, {"same_as": "single", "cost": cost(0.0, 0, 0.0, "cpu")})
-        shutil.rmtree(shared, ignore_errors=True)
+        ctx.store.clear_scratch(group)
 
     def _teaching(self, name: str) -> tuple[str, tuple[int | str | None, ...]]:
         """The split that a student learns from, and its labels."""

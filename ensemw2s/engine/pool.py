@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
+from ensemw2s.runs.mirror import Mirror
 
 Report = Callable[[ProgressEvent], None]
 
@@ -78,15 +79,27 @@ class LocalExecutor:
         run_dir: the run directory.
         threads: torch threads.
         report: receives progress.
+        mirror: the storage that the run directory is a copy of.
     """
 
-    def __init__(self, config: ExperimentConfig, run_dir: Path, *, threads: int, report: Report) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        *,
+        threads: int,
+        report: Report,
+        mirror: Mirror | None = None,
+    ) -> None:
         self._config, self._run_dir, self._threads, self._report = config, run_dir, threads, report
+        self._mirror = mirror
 
     def _supervisor(self) -> Any:
         from ensemw2s.engine.supervisor import WeakSupervisor
 
-        return WeakSupervisor(self._config, self._run_dir, threads=self._threads, report=self._report)
+        return WeakSupervisor(
+            self._config, self._run_dir, threads=self._threads, report=self._report, mirror=self._mirror
+        )
 
     @contextmanager
     def supervisors(self) -> Iterator[SupervisorPool]:

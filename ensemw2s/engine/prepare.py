@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from ensemw2s.config import ExperimentConfig, identity_differences
+from ensemw2s.config.uris import inside, is_uri
 from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
@@ -19,7 +20,8 @@ from ensemw2s.engine.aligned import Readers
 from ensemw2s.engine.encoded import EncodedSplit, classes_of, few_shot_prefix, make_encoder, prefix_length
 from ensemw2s.engine.teaching import check_teaching
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
-from ensemw2s.runs.store import RunStore, write_atomic
+from ensemw2s.runs.mirror import Storage
+from ensemw2s.runs.store import RunStore, run_store, write_atomic
 from ensemw2s.settings import absolute_paths, dump_config
 from ensemw2s.training.deepspeed import choose_accelerator
 
@@ -31,11 +33,12 @@ class Prepared:
     Attributes:
         config: as the user gave it.
         absolute: the same with absolute local paths, for other processes.
-        run_dir: absolute path of the run directory.
+        run_dir: absolute path of the run directory, or of this machine's copy of it.
         splits: the checked samples.
         encoded: the splits in weak tokens.
         facts: what each weak model and the strong model is.
         truncated: samples whose prompt is cut, by split.
+        storage: where the run is, if it is not a folder.
     """
 
     config: ExperimentConfig
@@ -45,21 +48,32 @@ class Prepared:
     encoded: dict[str, EncodedSplit]
     facts: dict[str, Any]
     truncated: dict[str, int]
+    storage: Storage | None = None
+
+
+def run_place(config: ExperimentConfig) -> Path | Storage:
+    """Where the run lives: an absolute folder, or storage with a URI."""
+    if is_uri(config.runs_dir):
+        return Storage(inside(config.runs_dir, config.name), config.runtime.work_dir)
+    return Path(config.runs_dir).expanduser().resolve() / config.name
 
 
 def run_directory(config: ExperimentConfig) -> Path:
-    """Where the run lives, absolute."""
-    return Path(config.runs_dir).expanduser().resolve() / config.name
+    """The run directory, or this machine's copy of it, absolute."""
+    place = run_place(config)
+    return place if isinstance(place, Path) else place.folder()
 
 
 def check_directory(config: ExperimentConfig) -> RunStore:
     """The run directory, when it is free or holds this very run.
 
     Raises:
-        RunDirectoryError: it holds a run of another configuration (the differences are named), or something else.
+        RunDirectoryError: it holds a run of another configuration (the differences are named), or something else; or its storage
+            cannot be reached.
     """
-    folder = run_directory(config)
-    store = RunStore(folder)
+    store = run_store(run_place(absolute_paths(config)))
+    store.pull()
+    folder = store.folder
     if store.exists:
         differences = identity_differences(_completed(store.identity()), config.identity())
         if differences:
@@ -67,9 +81,13 @@ def check_directory(config: ExperimentConfig) -> RunStore:
                 f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
             )
             raise RunDirectoryError(
-                f"{folder} holds a run of another configuration ({shown}): choose another name=..., or undo the change to continue it"
+                f"{store.place} holds a run of another configuration ({shown}): choose another name=..., or undo the change to continue it"
             )
-    elif folder.exists() and (not folder.is_dir() or any(p.name != "run.lock" for p in folder.iterdir())):
+    elif (
+        store.mirror is None
+        and folder.exists()
+        and (not folder.is_dir() or any(p.name != "run.lock" for p in folder.iterdir()))
+    ):
         raise RunDirectoryError(
             f"{folder} exists and holds no run: choose another name=... or runs_dir=..., or remove it"
         )
@@ -169,7 +187,9 @@ def prepare(config: ExperimentConfig) -> Prepared:
                 f"{absolute.strong.model.display_name} has {longest} positions: lower evaluation.shots or data.max_length"
             )
     counts = {name: len(ids) for name, ids in truncated.items()}
-    return Prepared(config, absolute, run_directory(config), splits, encoded, facts, counts)
+    place = run_place(absolute)
+    storage = None if isinstance(place, Path) else place
+    return Prepared(config, absolute, run_directory(absolute), splits, encoded, facts, counts, storage)
 
 
 def _check_one_tokenizer(config: ExperimentConfig, prints: list[str]) -> None:
@@ -192,7 +212,9 @@ def begin_run(prepared: Prepared, store: RunStore, needed_bytes: int) -> None:
     """
     # Before the lock, which is a file: a run that is refused leaves nothing behind.
     if not store.exists:
-        check_disk(prepared.run_dir, needed_bytes)
+        check_disk(
+            prepared.run_dir, needed_bytes, "runs_dir" if prepared.storage is None else "runtime.work_dir"
+        )
     store.lock()
     try:
         _begin(prepared, store)
@@ -230,8 +252,8 @@ def _begin(prepared: Prepared, store: RunStore) -> None:
     store.commit("splits", info)
 
 
-def check_disk(folder: Path, needed_bytes: int) -> None:
-    """Refuse before anything is written when the run would not fit.
+def check_disk(folder: Path, needed_bytes: int, field: str = "runs_dir") -> None:
+    """Refuse before anything is written when the run would not fit; `field` says where the folder lies.
 
     Raises:
         ResourceError: less is free than the run needs.
@@ -241,5 +263,5 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise ResourceError(
             f"the run needs about {needed_bytes / 2**30:.1f} GiB of disk and {existing} has {free / 2**30:.1f} GiB free: "
-            "free some, or choose another runs_dir=FOLDER"
+            f"free some, or choose another {field}=FOLDER"
         )

@@ -39,15 +39,16 @@ from ensemw2s.engine.tasks import (
     cost,
 )
 from ensemw2s.errors import ConfigError, WorkerFailure
-from ensemw2s.models.averaging import average_weights, merge_adapters
+from ensemw2s.models.averaging import merged_model
 from ensemw2s.models.decoding import StepDecoder
 from ensemw2s.models.device import describe_device, pick_device, resolve_dtype, set_threads
 from ensemw2s.models.distributions import probabilities_of, top_tokens
 from ensemw2s.models.loading import eos_ids, load_model, load_tokenizer
 from ensemw2s.models.member_scores import score_together
 from ensemw2s.models.scoring import ScoreRequest, Scores, score
-from ensemw2s.models.storage import load_saved, save_model
+from ensemw2s.models.storage import save_model
 from ensemw2s.models.trainable import ActivationCache, FrozenPart, freeze
+from ensemw2s.runs.mirror import Mirror
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder
 from ensemw2s.training.deepspeed import choose_accelerator
@@ -72,13 +73,22 @@ class WeakSupervisor:
         threads: torch threads.
         report: receives progress.
         models_kept: fine-tuned or pretrained models held in memory at a time.
+        mirror: the storage that the run directory is a copy of; checkpoints go there, and come from there.
     """
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: Path, *, threads: int, report: Report, models_kept: int = 1
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        *,
+        threads: int,
+        report: Report,
+        models_kept: int = 1,
+        mirror: Mirror | None = None,
     ) -> None:
         set_threads(threads)
         self._config, self._run_dir, self._report = config, run_dir, report
+        self._mirror = mirror
         self._device = pick_device(config.runtime.device)
         choose_accelerator(self._device)
         self._splits: dict[tuple[Side, int], EncodedSplits] = {}
@@ -142,12 +152,18 @@ class WeakSupervisor:
         tokenizer = self._side(ref.side, ref.index).tokenizer
         backend = TorchBackend(model, training) if share is None else GroupBackend(model, training, share)
         folder = CheckpointFolder(scratch)
+        if self._mirror is not None:
+            self._mirror.retract(scratch.name)
+            self._mirror.restore(folder.current)
 
         def checkpoint(step: int, state: dict[str, Any]) -> None:
             # All ranks of a group hold the same.
-            if backend.rank == 0:
-                backend.save(folder.begin(), state)
-                folder.finish(step)
+            if backend.rank > 0:
+                return
+            backend.save(folder.begin(), state)
+            folder.finish(step)
+            if self._mirror is not None:
+                self._mirror.publish(folder.current)
 
         steps = self._config.runtime.checkpoint_steps
         report: TrainingReport = fit(
@@ -205,23 +221,17 @@ class WeakSupervisor:
         folders = [ref.folder for ref in refs if ref.folder is not None]
         dtype = resolve_dtype(base.dtype, self._device)
 
-        def loader(folder: Path) -> Callable[[], Any]:
-            return lambda: load_saved(folder, device=self._device, dtype=dtype, base=base)
-
         vote = self._config.vote
-        if vote.combine == "weights":
-            merged = average_weights([loader(folder) for folder in folders], shares)
-        else:
-            merged = merge_adapters(
-                folders,
-                shares,
-                vote.combine,
-                base=base,
-                density=vote.merge_density,
-                device=self._device,
-                dtype=dtype,
-                seed=self._config.seed,
-            )
+        merged = merged_model(
+            folders,
+            shares,
+            vote.combine,
+            base=base,
+            density=vote.merge_density,
+            device=self._device,
+            dtype=dtype,
+            seed=self._config.seed,
+        )
         output.parent.mkdir(parents=True, exist_ok=True)
         save_model(merged, self._side("weak", refs[0].index).tokenizer, output, base=base)
 

@@ -10,7 +10,7 @@ import torch
 
 from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ModelError
-from ensemw2s.models.storage import load_peft
+from ensemw2s.models.storage import load_peft, load_saved
 
 
 def average_weights(load: Sequence[Callable[[], Any]], shares: Sequence[float]) -> Any:
@@ -45,6 +45,29 @@ def average_weights(load: Sequence[Callable[[], Any]], shares: Sequence[float]) 
         for name, parameter in model.named_parameters():
             parameter.copy_(total[name])
     return model
+
+
+def merged_model(
+    folders: Sequence[Path],
+    shares: Sequence[float],
+    how: str,
+    *,
+    base: ModelConfig,
+    density: float,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> Any:
+    """Saved members of one base as one model: `how` is "weights" (:func:`average_weights`), or as in :func:`merge_adapters`."""
+    if how != "weights":
+        return merge_adapters(
+            folders, shares, how, base=base, density=density, device=device, dtype=dtype, seed=seed
+        )
+
+    def loader(folder: Path) -> Callable[[], Any]:
+        return lambda: load_saved(folder, device=device, dtype=dtype, base=base)
+
+    return average_weights([loader(folder) for folder in folders], shares)
 
 
 def merge_adapters(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemw2s.errors import RunDirectoryError
-from ensemw2s.runs.store import MANIFEST, RunStore, StageRecord
+from ensemw2s.runs.reading import read_run
+from ensemw2s.runs.store import MANIFEST, StageRecord
 
 STUDENTS = ("ceiling", "on_easy", "single", "ensemble")
 LAST_EVENTS = 5
@@ -37,7 +38,7 @@ class RunStatus:
     """What a run directory tells.
 
     Attributes:
-        run_dir: absolute path.
+        run_dir: absolute path, or URI.
         state: running (a process holds the run), finished, or stopped.
         committed: stages in the order of their commits.
         last_commit: when the newest of them was committed, ISO 8601; None where there is none.
@@ -65,33 +66,34 @@ class RunStatus:
     next: str | None
 
 
-def read_status(run_dir: Path) -> RunStatus:
-    """The status of a run; committed files are not verified here.
+def read_status(run_dir: Path | str) -> RunStatus:
+    """The status of a run, by its folder or URI; committed files are not verified here.
 
     Raises:
         RunDirectoryError: not a run directory.
         ArtifactError: its manifest is damaged.
     """
-    store = RunStore(run_dir)
+    store = read_run(run_dir)
+    run_dir = store.folder
     if not store.exists:
         raise RunDirectoryError(
-            f"{run_dir} is not a run directory: it has no {MANIFEST}; give the folder that `ensemw2s run` made, for example runs/demo"
+            f"{store.place} is not a run directory: it has no {MANIFEST}; give the folder that `ensemw2s run` made, for example runs/demo"
         )
     stages = store.stages()
     boosting = store.identity()["boosting"]
     rounds = int(boosting["rounds"])
     following = next_step(stages, rounds)
     select = stages["select"].info if "select" in stages else {}
-    if is_locked(run_dir):
+    if is_locked(run_dir) or (store.mirror is not None and store.mirror.lock.is_held()):
         state: State = "running"
     else:
         state = "finished" if following is None else "stopped"
     return RunStatus(
-        run_dir=str(run_dir),
+        run_dir=store.place,
         state=state,
         committed=list(stages),
         last_commit=_time((run_dir / MANIFEST).stat().st_mtime) if stages else None,
-        under_way=_under_way(run_dir),
+        under_way=[name for name in _under_way(run_dir) if name not in stages],
         rounds=rounds,
         members=_members(stages),
         selected=select.get("selected"),

@@ -2,7 +2,8 @@
 
 A stage writes into a staging folder that mirrors the run directory. ``commit`` moves the files into place and writes
 the manifest entry last, so a run that is killed at any moment continues from its last committed stage. A committed
-file that is missing or altered makes its stage count as not done; it is made anew, and events.jsonl says so.
+file that is missing or altered makes its stage count as not done; it is made anew, and events.jsonl says so. A run on storage
+with a URI is worked on in a copy (:mod:`ensemw2s.runs.mirror`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,9 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ensemw2s.config.uris import shown
 from ensemw2s.errors import ArtifactError, EnsemW2SError, RunDirectoryError
+from ensemw2s.runs.files import file_hash as file_hash
+from ensemw2s.runs.files import write_atomic as write_atomic
+from ensemw2s.runs.mirror import MANIFEST as MANIFEST
+from ensemw2s.runs.mirror import Mirror, Storage
 
-MANIFEST = "manifest.json"
 SCHEMA = 1
 KEPT = "what was committed is kept"
 SMALLEST_ROOM = 64 * 1024
@@ -36,23 +40,6 @@ class StageRecord:
     name: str
     files: dict[str, str]
     info: dict[str, Any] = field(default_factory=dict)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a text file so that a reader sees the old or the new content, never a part; synced to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -108,11 +95,13 @@ class RunStore:
     """One run directory.
 
     Args:
-        folder: the run directory; made by :meth:`create` when it does not exist.
+        folder: the run directory, or this machine's copy of it; made by :meth:`create` when it does not exist.
+        mirror: the storage that the folder is a copy of. A commit is one when it is there; what is committed there and is not here
+            comes when its stage is asked for.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        self.folder, self.mirror = folder, mirror
         self._lock: IO[str] | None = None
         self._verified: set[str] = set()
 
@@ -122,6 +111,32 @@ class RunStore:
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return (self.folder / MANIFEST).is_file()
+
+    @property
+    def storage(self) -> Storage | None:
+        """Where the run is, if it is not a folder."""
+        return None if self.mirror is None else self.mirror.storage
+
+    @property
+    def place(self) -> str:
+        """The run directory, for messages: its folder or its URI."""
+        return str(self.folder) if self.mirror is None else shown(self.mirror.storage.uri)
+
+    def pull(self) -> None:
+        """Take what is new on the storage, where there is one, and no process of this machine works on the run.
+
+        Raises:
+            RunDirectoryError: it cannot be reached, or holds something else.
+        """
+        if self.mirror is None:
+            return
+        if not self.folder.is_dir():
+            self.mirror.pull()
+            return
+        # Who works on it here has the newest.
+        with (self.folder / "run.lock").open("a+") as handle, contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.mirror.pull()
 
     def create(self, identity: dict[str, Any], identity_hash: str) -> None:
         """Begin a run, or do nothing where the same run was begun before.
@@ -133,7 +148,7 @@ class RunStore:
             return
         with directory_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if any(p.name != "run.lock" for p in self.folder.iterdir()):
+            if self.mirror is None and any(p.name != "run.lock" for p in self.folder.iterdir()):
                 raise RunDirectoryError(
                     f"{self.folder} is not empty and holds no run: choose another name=... or runs_dir=..., or remove it"
                 )
@@ -168,9 +183,26 @@ class RunStore:
                     ) from None
                 time.sleep(0.2)
         self._lock = handle
+        if self.mirror is None:
+            return
+        try:
+            self.mirror.lock.acquire(timeout)
+            self.mirror.pull()
+            self.mirror.push()
+            if self.exists:
+                self.mirror.bring("splits/", "bases/", needed=False)
+        except BaseException:
+            self.unlock()
+            raise
 
     def unlock(self) -> None:
         """Let the run go."""
+        if self.mirror is not None and self.mirror.lock.held:
+            # Lines of events.jsonl that cannot be sent now go with the next command.
+            with contextlib.suppress(EnsemW2SError):
+                self.mirror.lock.check()
+                self.mirror.push_loose()
+            self.mirror.lock.release()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -199,23 +231,30 @@ class RunStore:
         damaged = None if entry is None else self._damaged(name, entry["files"])
         if entry is None or damaged is not None:
             what = f"has no stage {name!r}" if damaged is None else f"has a damaged file {damaged}"
-            raise ArtifactError(f"{self.folder} {what}: give its `ensemw2s run` command again to make it")
+            raise ArtifactError(f"{self.place} {what}: give its `ensemw2s run` command again to make it")
         return StageRecord(name, entry["files"], entry["info"])
 
     def is_whole(self) -> bool:
         """Whether every committed file of the run is what was written; reads only."""
         stages = self._read_manifest()["stages"]
-        return all(self._damaged(name, entry["files"]) is None for name, entry in stages.items())
+        return all(
+            self._damaged(name, entry["files"], only_look=True) is None for name, entry in stages.items()
+        )
 
-    def _damaged(self, name: str, files: dict[str, str]) -> str | None:
+    def _damaged(self, name: str, files: dict[str, str], *, only_look: bool = False) -> str | None:
         """The first file of a stage that is missing or altered; looked at once by each process."""
         if name in self._verified:
             return None
+        all_here = True
         for relative, expected in files.items():
             path = self.folder / relative
-            if not path.is_file() or file_hash(path) != expected:
+            if path.is_file() and file_hash(path) == expected:
+                continue
+            if self.mirror is None or not self.mirror.supply(relative, expected, only_look=only_look):
                 return relative
-        self._verified.add(name)
+            all_here = all_here and not only_look
+        if all_here:
+            self._verified.add(name)
         return None
 
     def begin(self, name: str) -> Path:
@@ -239,11 +278,13 @@ class RunStore:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, target)
                 shutil.rmtree(staging)
+            if self.mirror is not None:
+                files = {**self.mirror.accept(name), **files}
             manifest = self._read_manifest()
             manifest["stages"][name] = {"files": files, "info": info or {}}
             self._write_manifest(manifest)
         self._verified.add(name)
-        shutil.rmtree(self.scratch(name), ignore_errors=True)
+        self.clear_scratch(name)
         return StageRecord(name, files, info or {})
 
     def discard(self, name: str) -> None:
@@ -260,6 +301,12 @@ class RunStore:
     def scratch(self, name: str) -> Path:
         """Where a stage keeps checkpoints while it runs; removed when it is committed."""
         return self.folder / ".scratch" / name
+
+    def clear_scratch(self, name: str) -> None:
+        """Remove what a stage, or a group of stages, keeps there."""
+        shutil.rmtree(self.scratch(name), ignore_errors=True)
+        if self.mirror is not None:
+            self.mirror.forget(name)
 
     # -- events ----------------------------------------------------------------------------------------------
 
@@ -292,3 +339,21 @@ class RunStore:
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_atomic(self.folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=False) + "\n")
+        if self.mirror is not None:
+            self.mirror.push()
+
+
+def run_store(place: Path | Storage, *, lazy: bool = False) -> RunStore:
+    """The run in a folder or on storage, which is asked for an answer.
+
+    Args:
+        place: where it is.
+        lazy: weights of members and students stay on the storage.
+
+    Raises:
+        RunDirectoryError: the storage cannot be reached.
+    """
+    if isinstance(place, Path):
+        return RunStore(place)
+    mirror = Mirror(place, lazy)
+    return RunStore(mirror.folder, mirror)

@@ -22,10 +22,12 @@ from pydantic import Field
 from ray import serve
 from ray.serve import Application
 
+from ensemw2s.cluster.away import Away
 from ensemw2s.cluster.placement import check_fits, threads_per_process
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, Section
 from ensemw2s.engine.tasks import ModelRef
+from ensemw2s.runs.mirror import Storage
 from ensemw2s.serving.lanes import Desks
 from ensemw2s.serving.opening import OpenedRun, open_run
 from ensemw2s.serving.settings import ServeSettings
@@ -43,7 +45,7 @@ BUSY = 0.75
 class Arguments(Section):
     """Arguments of :func:`build` and :func:`build_members`."""
 
-    run: Path = Field(description="run directory, on storage that all nodes share")
+    run: Path | str = Field(description="run directory, on storage that all nodes share, or its URI")
     models: tuple[Literal["ensemble", "student"], ...] | None = Field(
         None, description="default: all that there are"
     )
@@ -63,18 +65,29 @@ class Member:
 
     Args:
         config: of the run, with absolute paths.
-        run_dir: the run directory.
+        run_dir: the run directory; not looked at where there is a `storage`.
         ref: its weights.
         threads: torch threads.
+        storage: where the run is, if it is not a folder.
         others: members of the same application; the first one stands for all of them, and does nothing with them.
     """
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: Path, ref: ModelRef, threads: int, *others: Any
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        ref: ModelRef,
+        threads: int,
+        storage: Storage | None,
+        *others: Any,
     ) -> None:
         from ensemw2s.serving.member import ServedSupervisor, beside, public_methods
         from ensemw2s.serving.members import quiet
 
+        self._away = None if storage is None else Away(storage)
+        if self._away is not None:
+            run_dir = self._away.mirror.folder
+            (ref,) = self._away.before("decode_facts", (ref,))
         supervisor = ServedSupervisor(config, run_dir, threads=threads, report=quiet)
         self._methods = public_methods()
         # Serve calls the replica ready when the weights are there.
@@ -87,6 +100,9 @@ class Member:
         """Run one method of the supervisor for a replica of the vote; `rank` has chosen this replica."""
         if method not in self._methods:
             raise ValueError(f"{method!r} is not what a member is asked")
+
+        if self._away is not None:
+            args = self._away.moved(args)
 
         def work() -> Any:
             return getattr(self._desks.of(caller), method)(*args)
@@ -114,7 +130,7 @@ class Vote:
 
     async def __init__(  # type: ignore[misc]
         self,
-        run_dir: Path,
+        run_dir: Path | str,
         models: tuple[str, ...],
         settings: ServeSettings,
         where: tuple[str, tuple[str, ...]] | None,
@@ -136,7 +152,7 @@ class Vote:
                 handles = tuple(serve.get_deployment_handle(name, where[0]) for name in where[1])
             found = ServeMembers(handles, CALL_SECONDS, caller=caller, rank=_own_rank)
             found.wait_ready()
-            return VoteBackend(open_run(run_dir, models), found, settings)
+            return VoteBackend(open_run(run_dir, models, lazy=True), found, settings)
 
         # Waits for the members, which must not hold up this replica's own event loop.
         self._backend = await asyncio.to_thread(load)
@@ -190,7 +206,7 @@ def build(arguments: Arguments) -> Application:
         **_copies(settings, BUSY * settings.max_concurrent),
         **_CARE,
     )(serve.ingress()(Vote))
-    return vote.bind(run.ctx.run_dir, tuple(run.ensembles), settings, where, place.threads, *members)
+    return vote.bind(run.place, tuple(run.ensembles), settings, where, place.threads, *members)
 
 
 def build_members(arguments: Arguments) -> Application:
@@ -204,7 +220,7 @@ def build_members(arguments: Arguments) -> Application:
 
 def _open(arguments: Arguments) -> OpenedRun:
     arguments.settings.check_exposure()
-    run = open_run(arguments.run, arguments.models)
+    run = open_run(arguments.run, arguments.models, lazy=True)
     run.check_quorum(arguments.settings.quorum)
     return run
 
@@ -236,7 +252,9 @@ def _members(arguments: Arguments, run: OpenedRun, together: bool = False) -> li
     for name, ref in reversed(list(zip(_names(run), run.refs, strict=True))):
         others = reversed(bound) if together and len(bound) == len(run.refs) - 1 else ()
         own = member.options(name=name)
-        bound.append(own.bind(run.ctx.config, run.ctx.run_dir, ref, place.threads, *others))
+        bound.append(
+            own.bind(run.ctx.config, run.ctx.run_dir, ref, place.threads, run.ctx.store.storage, *others)
+        )
     return bound[::-1]
 
 

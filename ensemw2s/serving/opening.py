@@ -10,8 +10,9 @@ import numpy as np
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.tasks import ModelRef
-from ensemw2s.errors import ArtifactError, RunDirectoryError, UserError
-from ensemw2s.runs.store import MANIFEST, RunStore
+from ensemw2s.errors import ArtifactError, UserError
+from ensemw2s.runs.reading import begun_run
+from ensemw2s.runs.store import MANIFEST
 from ensemw2s.serving.members import quiet
 from ensemw2s.settings import absolute_paths, load_config
 
@@ -37,6 +38,12 @@ class OpenedRun:
         """The weights of every slot."""
         return [ref for ensemble in self.ensembles.values() for ref in ensemble.refs]
 
+    @property
+    def place(self) -> Path | str:
+        """What opens this run again, on another machine, too: its folder or its URI."""
+        storage = self.ctx.store.storage
+        return self.ctx.run_dir if storage is None else storage.uri
+
     def check_quorum(self, quorum: int | None) -> None:
         """Refuse a quorum that can never be reached.
 
@@ -57,12 +64,13 @@ class OpenedRun:
         raise KeyError(name)
 
 
-def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None) -> OpenedRun:
+def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None, *, lazy: bool = False) -> OpenedRun:
     """Look what a run has; its files are checked against their hashes, and no weights are loaded.
 
     Args:
-        run_dir: made by ``ensemw2s run``.
+        run_dir: made by ``ensemw2s run``; a folder or a URI.
         models: what to serve; default: the ensemble, and the student where the run has come that far.
+        lazy: weights stay on the storage of a URI; members elsewhere take them for themselves.
 
     Raises:
         RunDirectoryError: not a run directory.
@@ -72,12 +80,8 @@ def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None) -> Open
     from ensemw2s.engine.labeling import selected_ensemble
     from ensemw2s.engine.pipeline import student_system
 
-    folder = Path(run_dir).resolve()
-    store = RunStore(folder)
-    if not store.exists or not (folder / "config.yaml").is_file():
-        raise RunDirectoryError(
-            f"{run_dir} is not a run directory: give the folder that `ensemw2s run` made, for example runs/demo"
-        )
+    store = begun_run(run_dir, lazy=lazy)
+    folder = store.folder
     for name in models or ():
         if name not in MODELS:
             raise UserError(f"model {name!r} is not there to serve: choose among {', '.join(MODELS)}")

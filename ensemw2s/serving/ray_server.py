@@ -32,10 +32,10 @@ def serve_on_ray(run_dir: Path | str, models: tuple[str, ...] | None, settings: 
     """
     if settings.port == 0:
         raise UserError("port 0 (a free one) is for --executor local: Ray Serve needs to be given a --port")
-    run = open_run(run_dir, models)
+    run = open_run(run_dir, models, lazy=True)
     run.check_quorum(settings.quorum)
     with ray_session(run.ctx.config):
-        started = deploy(run.ctx.run_dir, tuple(run.ensembles), settings)
+        started = deploy(run.place, tuple(run.ensembles), settings)
         announce(list(run.ensembles), settings, settings.port)
         try:
             threading.Event().wait()
@@ -52,14 +52,14 @@ def update_on_ray(run_dir: Path | str, models: tuple[str, ...] | None, settings:
         UserError: nothing is served there, or the run cannot be.
         EnsemW2SError: the new run could not be deployed; the old one goes on answering.
     """
-    run = open_run(run_dir, models)
+    run = open_run(run_dir, models, lazy=True)
     run.check_quorum(settings.quorum)
     with ray_session(run.ctx.config):
-        update(run.ctx.run_dir, tuple(run.ensembles), settings)
-    print(f"now serving {' and '.join(run.ensembles)} of {run.ctx.run_dir}", file=sys.stderr)
+        update(run.place, tuple(run.ensembles), settings)
+    print(f"now serving {' and '.join(run.ensembles)} of {run.ctx.store.place}", file=sys.stderr)
 
 
-def deploy(run_dir: Path, models: tuple[str, ...], settings: ServeSettings) -> bool:
+def deploy(run_dir: Path | str, models: tuple[str, ...], settings: ServeSettings) -> bool:
     """Put the applications on the connected cluster and wait until they answer.
 
     Returns:
@@ -91,7 +91,7 @@ def deploy(run_dir: Path, models: tuple[str, ...], settings: ServeSettings) -> b
     return started
 
 
-def update(run_dir: Path, models: tuple[str, ...], settings: ServeSettings) -> None:
+def update(run_dir: Path | str, models: tuple[str, ...], settings: ServeSettings) -> None:
     """A rolling update: new members beside the old ones, then a new vote, then the old ones go.
 
     The old vote is stopped when the new one answers, and gets the time to end what it has taken; its members go after it.
@@ -134,7 +134,7 @@ def undeploy(shut_down: bool) -> None:
         serve.shutdown()
 
 
-def _put(run_dir: Path, models: tuple[str, ...], settings: ServeSettings, *, first: bool) -> None:
+def _put(run_dir: Path | str, models: tuple[str, ...], settings: ServeSettings, *, first: bool) -> None:
     """New members, and a vote that asks them."""
     from ensemw2s.serving.deployments import Arguments, build, build_members
 

@@ -6,11 +6,12 @@ import pathlib
 from typing import Any
 
 from ensemw2s.config import ExperimentConfig, FileSource, HubSource, ModelConfig, Section
+from ensemw2s.config.uris import is_uri
 
 
 def absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     """A copy in which every local path is absolute: data files, local data sets and models,
-    ``runs_dir`` and ``runtime.cache``.
+    ``runs_dir``, ``runtime.cache`` and ``runtime.work_dir``, unless a node has to say where that is.
 
     Ray Train and Ray jobs run in directories of their own. Names that are no existing file or folder (hub
     ids, ``package:NAME``) stay as they are. The copy has another identity than ``config``: execute with the
@@ -19,7 +20,10 @@ def absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     runtime = config.runtime
     if runtime.cache is not None:
         runtime = runtime.model_copy(update={"cache": _anywhere(runtime.cache)})
-    placed = {"runs_dir": _anywhere(config.runs_dir), "runtime": runtime}
+    if runtime.work_dir is not None and not runtime.work_dir.startswith(("~", "$")):
+        runtime = runtime.model_copy(update={"work_dir": _anywhere(runtime.work_dir)})
+    runs_dir = config.runs_dir if is_uri(config.runs_dir) else _anywhere(config.runs_dir)
+    placed = {"runs_dir": runs_dir, "runtime": runtime}
     return config.model_copy(
         update={name: _rebase(value) for name, value in _fields(config).items()} | placed
     )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.config.uris import is_uri
 from ensemw2s.errors import ConfigError
 from ensemw2s.settings.load import load_config
 from ensemw2s.settings.paths import absolute_paths
@@ -66,7 +67,12 @@ def read_base(
         ConfigError: with one line for every problem.
     """
     file = pathlib.Path(path).parent / pathlib.Path(base).expanduser()
-    return absolute_paths(load_config(file, [*assignments(fixed), *overrides]))
+    config = load_config(file, [*assignments(fixed), *overrides])
+    if is_uri(config.runs_dir):
+        raise ConfigError(
+            f"runs_dir: {config.runs_dir!r} is a URI: runs of a sweep or a comparison share work in a folder; give one"
+        )
+    return absolute_paths(config)
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:

@@ -61,6 +61,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.current = folder / "current"
 
     def begin(self) -> Path:
         """An empty folder to write the next checkpoint into."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from ensemw2s.cluster import strong
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import StudentTask
 from ensemw2s.errors import WorkerFailure
+
+DONE = {"seconds": 1.0, "tokens": 9, "flops": 1.0, "device": "cpu", "steps": 1}
 
 
 @pytest.mark.parametrize("max_failures", [0, 2])
@@ -35,7 +38,7 @@ def test_a_controller_that_dies_is_started_again(
         asked.append([task.name for task in unfinished])
         folder = strong.finished_folder(unfinished[0])
         folder.mkdir(parents=True)
-        (folder / strong.OUTCOME).write_text("{}")
+        (folder / strong.OUTCOME).write_text(json.dumps(DONE))
         raise ray.exceptions.ActorDiedError()
 
     monkeypatch.setattr(strong, "_fit", fit)
@@ -43,7 +46,7 @@ def test_a_controller_that_dies_is_started_again(
     coordinator = SimpleNamespace(happened=SimpleNamespace(remote=lambda *what: happened.append(what)))
 
     def train() -> None:
-        strong._fit_again(config, tmp_path, tasks, tmp_path / "scratch", 1, coordinator)
+        strong._fit_again(config, tmp_path, tasks, tmp_path / "scratch", 1, coordinator, None)
 
     if max_failures == 0:
         with pytest.raises(

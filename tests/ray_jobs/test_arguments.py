@@ -67,7 +67,7 @@ def test_bad_input_is_one_line(name: str, job: Any, config_file: Path, tmp_path:
     for arguments, part in (
         (["--config", tmp_path / "none.yaml"], "none.yaml"),
         (["--config", config_file, "boosting.rounds=0"], "boosting.rounds"),
-        (["--config", config_file, "runs_dir=s3://bucket/runs"], "runs_dir: 's3://bucket/runs' is a URI"),
+        (["--config", config_file, "runs_dir=s3://"], "runs_dir: 's3://' names no bucket"),
         (["--config", config_file, "--seed"], "seed"),
         (["--config", config_file, "--gpus", "1"], "runtime.executor=local uses none"),
     ):

@@ -52,6 +52,7 @@ def test_a_trial_is_the_base_with_its_values(make_tiny: MakeConfig, tmp_path: Pa
         ({"parameters": {"boosting.learning_rate": {"loguniform": [0.0, 1.0]}}}, "above 0"),
         ({"parameters": {"runtime.threads": {"grid": [1, 2]}}}, "does not change what a trial computes"),
         ({"set": {"boosting.learning_rate": 1.0}}, "under set and under parameters"),
+        ({"set": {"runs_dir": "s3://bucket/runs"}}, r"'s3://bucket/runs' is a URI: runs of a sweep"),
         ({"stopping": {"grace_rounds": 9}}, "grace_rounds: 9 is more than the 2 rounds"),
         (
             {"parameters": {"boosting.rounds": {"uniform": [2, 4]}}},
