@@ -150,7 +150,7 @@ class RemoteLock:
             found: dict[str, Any] = json.loads(content)
         except ValueError as error:
             raise RunDirectoryError(
-                f"{shown(self._remote.uri)}/{NAME} is not what was written: remove it; a server of S3's protocol that is not Amazon's "
-                "may need AWS_REQUEST_CHECKSUM_CALCULATION=when_required on every node"
+                f"{shown(self._remote.uri)}/{NAME} is not what was written: remove it; a server of S3's protocol that is not Amazon's may "
+                "need AWS_REQUEST_CHECKSUM_CALCULATION=when_required on every node"
             ) from error
         return {"host": "?", "process": "?", **found}
