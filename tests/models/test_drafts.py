@@ -106,3 +106,24 @@ def test_drafts_that_are_refused() -> None:
     for stand in ([0, 1], [1, 2], [1]):
         with pytest.raises(ValueError, match="cannot stand"):
             decoder.settle(np.array(stand))
+
+
+def test_what_is_taken_back_leaves_no_trace() -> None:
+    """float32: another number of tokens of each row, none of some, and other tokens in their place."""
+    model = random_model(llama_config(num_hidden_layers=2))
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(0, VOCAB_SIZE, n).astype(np.int32) for n in (4, 11, 7)]
+    decoder, fresh = StepDecoder(model, pad_id=0), StepDecoder(model, pad_id=0)
+    decoder.start(texts)
+    for taken in ([1, 0, 3], [0, 0, 0], [2, 4, 1]):
+        decoder.take_back(np.array(taken))
+        tokens = rng.integers(0, VOCAB_SIZE, 3)
+        drafts = np.array([[5, 6], [7, -1], [-1, -1]])
+        decoder.advance(tokens, drafts)
+        texts = [
+            np.concatenate([text[: len(text) - n], [token], draft[draft >= 0]]).astype(np.int32)
+            for text, n, token, draft in zip(texts, taken, tokens, drafts, strict=True)
+        ]
+        fresh.start(texts)
+        last = np.cumsum(decoder.counts) - 1
+        np.testing.assert_allclose(decoder.full(last), fresh.full(np.arange(3)), atol=1e-5)
