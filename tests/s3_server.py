@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,10 @@ def serving_s3(data: Path) -> Iterator[S3]:
         "NANIO_ACCESS_KEY": os.environ["AWS_ACCESS_KEY_ID"],
         "NANIO_SECRET_KEY": os.environ["AWS_SECRET_ACCESS_KEY"],
     }
-    command = [sys.executable, "-m", "nanio", "serve", "--data-dir", str(data), "--host", "127.0.0.1"]
     with (data.parent / f"{data.name}.log").open("wb") as log:
         server = subprocess.Popen(
-            [*command, "--port", str(port), "--no-access-log", "--log-level", "warning"],
-            env={**os.environ, **user},
+            [sys.executable, __file__, str(port)],
+            env={**os.environ, **user, "NANIO_DATA_DIR": str(data)},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -67,3 +67,31 @@ def _wait(server: subprocess.Popen[bytes], port: int) -> None:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the S3 server of the tests did not start") from None
             time.sleep(0.05)
+
+
+def with_folder_markers(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """As Amazon's server, take the empty object that stands for a folder, which pyarrow writes when it has removed something; nanio
+    has no such objects and would refuse it."""
+
+    async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        marker = scope["type"] == "http" and scope["method"] == "PUT" and scope["path"].endswith("/")
+        if not marker:
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"etag", b'"0"')]})
+        await send({"type": "http.response.body", "body": b""})
+
+    return answer
+
+
+if __name__ == "__main__":
+    import uvicorn
+    from nanio.app import build_app
+
+    uvicorn.run(
+        with_folder_markers(build_app()),
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        access_log=False,
+        log_level="warning",
+    )

@@ -18,9 +18,9 @@ def test_a_line_through_points_of_a_line() -> None:
 
 
 def test_bytes_of_a_target_token_in_the_boosting_state() -> None:
-    """float64 weights, int64 starts of units and of samples of 16 tokens, int64 sample of each unit."""
+    """float64 weights, and int64 starts of samples of 16 tokens; a round has its copies and its draw."""
     held, most = scaling.round_memory(80_000)
-    assert held == pytest.approx(8 + 8 + 8 + 8 / 16, rel=0.01)
+    assert held == pytest.approx(8 + 8 / 16, rel=0.01)
     assert most > held + 1 + 8 + 8
 
 

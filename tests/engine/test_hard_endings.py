@@ -64,7 +64,7 @@ def test_the_disk_is_full_in_the_middle(
     moment: str,
 ) -> None:
     """While a member's weights or a table are written."""
-    monkeypatch.setattr("ensemw2s.engine.prepare.check_disk", lambda folder, needed: None)
+    monkeypatch.setattr("ensemw2s.engine.prepare.check_disk", lambda *arguments: None)
     filler = small_disk / "filler"
 
     def fill(event: ProgressEvent) -> None:
