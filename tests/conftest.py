@@ -45,9 +45,10 @@ hypothesis.settings.load_profile("repeatable")
 
 @functools.cache
 def group(path: str) -> str:
-    """Where a test file belongs when several processes run the tests: all that needs Ray goes to one of them."""
-    text = _text(path)
-    return "ray" if "ray_cluster: None" in text or '"ray", "start"' in text else path
+    """Where a test file belongs when several processes run the tests: what needs Ray goes to two of them, each of which starts one."""
+    if "ray_cluster: None" not in _text(path):
+        return path
+    return "ray: runs" if path.startswith("tests/cluster/") else "ray: what is around them"
 
 
 @functools.cache
@@ -65,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def order(item: pytest.Item) -> tuple[bool, bool]:
         path = item.nodeid.split("::")[0]
-        return group(path) != "ray", kills_nodes(path)
+        return not group(path).startswith("ray: "), kills_nodes(path)
 
     items.sort(key=order)
 

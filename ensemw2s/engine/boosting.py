@@ -198,6 +198,8 @@ class Boosting:
             effective_sample_size(new.weights),
         )
         self._write_state(staging, attempt, new, wrong)
+        # Of a run on storage the weights are on the node of who trained them.
+        (staging / folder).mkdir(parents=True, exist_ok=True)
         (staging / folder / "member.json").write_text(
             json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8"
         )

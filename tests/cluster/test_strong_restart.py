@@ -53,7 +53,7 @@ def train(make_tiny: MakeConfig, folder: Path, *, kill_at: int | None) -> tuple[
         ExperimentConfig.model_validate(
             make_tiny(
                 folder,
-                strong__training__epochs=20,
+                strong__training__epochs=6,
                 strong__training__deepspeed="zero2",
                 runtime={
                     "executor": "ray",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -171,6 +172,56 @@ def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: s
     asking.join(SECONDS)
     assert [a.status_code for a in answers] == [200]
     assert answers[0].json()["usage"]["completion_tokens"] == 110
+
+
+def test_two_copies_share_the_requests(url: str, served_run: Path, client: Any) -> None:
+    """Both answer as one does, though each decodes on members of its own."""
+    from ray import serve
+
+    from ensemw2s.serving.ray_server import APPLICATION, deploy, undeploy
+    from ensemw2s.serving.settings import ServeSettings
+
+    settings = ServeSettings(port=int(url.rpartition(":")[2]), min_copies=2, drain_seconds=20.0)
+    deploy(served_run, ("ensemble",), settings)
+    try:
+        (members,) = (a for a in serve.status().applications if a.startswith("ensemw2s-members-"))
+        found = {
+            f"{app}/{name}": sum(deployment.replica_states.values())
+            for app in (APPLICATION, members)
+            for name, deployment in serve.status().applications[app].deployments.items()
+        }
+        assert found == {
+            f"{APPLICATION}/vote": 2,
+            f"{members}/member-ensemble-1": 2,
+            f"{members}/member-ensemble-2": 2,
+        }
+        handle = serve.get_deployment_handle("member-ensemble-1", app_name=members)
+        pids = [handle.ping.remote(rank=rank).result(timeout_s=SECONDS) for rank in (0, 1, 2)]
+        assert pids[0] == pids[2] != pids[1]
+
+        body = {**BODY, "max_tokens": 40}
+        answers: list[httpx2.Response] = []
+        asking = [
+            threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", body)))
+            for _ in range(12)
+        ]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(SECONDS)
+        assert [a.status_code for a in answers] == [200] * 12
+        expected = client.post("/v1/completions", body).json()["choices"]
+        assert [a.json()["choices"] for a in answers] == [expected] * 12
+        # Each copy counts what it has answered: not one of them all.
+        wait_until(lambda: 0 < completions_of_a_copy(url) < 12)
+    finally:
+        undeploy(False)
+
+
+def completions_of_a_copy(url: str) -> int:
+    text = httpx2.get(url + "/metrics", timeout=SECONDS).text
+    found = re.search(r'^ensemw2s_requests_total\{.*"/v1/completions".* ([\d.]+)$', text, re.MULTILINE)
+    return 0 if found is None else int(float(found.group(1)))
 
 
 def test_members_in_one_process(ray_cluster: None, served_run: Path, client: Any) -> None:
