@@ -45,10 +45,8 @@ hypothesis.settings.load_profile("repeatable")
 
 @functools.cache
 def group(path: str) -> str:
-    """Where a test file belongs when several processes run the tests: what needs Ray goes to two of them, each of which starts one."""
-    if "ray_cluster: None" not in _text(path):
-        return path
-    return "ray: runs" if path.startswith("tests/cluster/") else "ray: what is around them"
+    """Where a test file belongs when several processes run the tests: what needs Ray, and mostly waits, goes to one of them."""
+    return "ray" if "ray_cluster: None" in _text(path) else path
 
 
 @functools.cache
@@ -66,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def order(item: pytest.Item) -> tuple[bool, bool]:
         path = item.nodeid.split("::")[0]
-        return not group(path).startswith("ray: "), kills_nodes(path)
+        return group(path) != "ray", kills_nodes(path)
 
     items.sort(key=order)
 

@@ -174,6 +174,7 @@ def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: s
     assert answers[0].json()["usage"]["completion_tokens"] == 110
 
 
+@pytest.mark.skipif("ENSEMW2S_LONG_TESTS" not in os.environ, reason="half a minute: ENSEMW2S_LONG_TESTS=1")
 def test_two_copies_share_the_requests(url: str, served_run: Path, client: Any) -> None:
     """Both answer as one does, though each decodes on members of its own."""
     from ray import serve
