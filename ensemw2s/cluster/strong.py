@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def train_with_deepspeed(
             shutil.rmtree(scratch, ignore_errors=True)
             if mirror is not None:
                 mirror.forget(scratch.name)
-        _fit_again(config, run_dir, tasks, scratch, threads, coordinator, mirror)
+        fit = partial(_fit, config, run_dir, scratch, threads, coordinator, mirror)
+        _fit_again(fit, tasks, mirror, config.runtime.max_failures, coordinator)
     for task in tasks:
         yield _collect(task, mirror)
 
@@ -61,25 +63,23 @@ def _unfinished(tasks: Sequence[StudentTask], mirror: Mirror | None) -> list[Stu
 
 
 def _fit_again(
-    config: ExperimentConfig,
-    run_dir: Path,
+    fit: Callable[[list[StudentTask]], None],
     tasks: Sequence[StudentTask],
-    scratch: Path,
-    threads: int,
-    coordinator: Any,
     mirror: Mirror | None,
+    max_failures: int,
+    coordinator: Any,
 ) -> None:
     """Train what is not finished. Workers that die are Ray Train's business; its controller may die as often."""
     import ray
 
-    for restarts in range(config.runtime.max_failures + 1):
+    for restarts in range(max_failures + 1):
         unfinished = _unfinished(tasks, mirror)
         try:
             if unfinished:
-                _fit(config, run_dir, unfinished, scratch, threads, coordinator, mirror)
+                fit(unfinished)
             return
         except ray.exceptions.RayActorError as error:
-            if restarts == config.runtime.max_failures:
+            if restarts == max_failures:
                 raise _failed(unfinished, error) from error
             coordinator.happened.remote("train_controller_restarted", {"restarts": restarts + 1})
 
@@ -92,11 +92,11 @@ def finished_folder(task: StudentTask) -> Path:
 def _fit(
     config: ExperimentConfig,
     run_dir: Path,
-    tasks: list[StudentTask],
     scratch: Path,
     threads: int,
     coordinator: Any,
     mirror: Mirror | None,
+    tasks: list[StudentTask],
 ) -> None:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig

@@ -29,14 +29,16 @@ class MemberTraining:
     def _start(self) -> list[Pending]:
         if self._size == 1:
             return [self._pool.submit(self._slot, "train_member", self._task)]
-        meeting = self._pool.submit(self._slot, "meeting").result()
+        # Nobody is asked to meet the others before all have ended what they had to do: a process that died there would be waited for.
+        slots = [self._slot + rank for rank in range(self._size)]
+        for asked in [self._pool.submit(slot, "device") for slot in slots]:
+            asked.result()
+        meeting = self._pool.submit(slots[0], "meeting").result()
         return [
             self._pool.submit(
-                self._slot + rank,
-                "train_member",
-                replace(self._task, share=Share(rank, self._size, meeting)),
+                slot, "train_member", replace(self._task, share=Share(rank, self._size, meeting))
             )
-            for rank in range(self._size)
+            for rank, slot in enumerate(slots)
         ]
 
     def result(self) -> TrainOutcome:

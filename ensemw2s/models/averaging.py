@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,47 +59,28 @@ def merged_model(
     dtype: torch.dtype,
     seed: int,
 ) -> Any:
-    """Saved members of one base as one model: `how` is "weights" (:func:`average_weights`), or as in :func:`merge_adapters`."""
-    if how != "weights":
-        return merge_adapters(
-            folders, shares, how, base=base, density=density, device=device, dtype=dtype, seed=seed
-        )
-
-    def loader(folder: Path) -> Callable[[], Any]:
-        return lambda: load_saved(folder, device=device, dtype=dtype, base=base)
-
-    return average_weights([loader(folder) for folder in folders], shares)
-
-
-def merge_adapters(
-    folders: Sequence[Path],
-    shares: Sequence[float],
-    how: str,
-    *,
-    base: ModelConfig,
-    density: float,
-    device: str,
-    dtype: torch.dtype,
-    seed: int,
-) -> Any:
-    """Adapters of one base merged by PEFT's ``add_weighted_adapter``, each as heavy as its share, and added into it.
+    """Saved members of one base as one model, each as heavy as its share.
 
     Args:
-        folders: saved adapters of the same rank.
+        folders: of the members.
         shares: of each, summing to 1.
-        how: ties: small entries are dropped, then those that disagree with the sign of the majority, and the others averaged
-            (Yadav et al. 2023, arXiv 2306.01708); dare_ties: dropped at random, the others scaled up, before the signs are
-            compared (Yu et al. 2023, arXiv 2311.03099). Both treat the matrices A and B of an adapter each for itself.
-        base: what they are adapters of.
-        density: share of the entries that is kept.
+        how: weights: their average. ties, dare_ties: adapters of one rank, merged by PEFT's ``add_weighted_adapter``. ties: small
+            entries are dropped, then those that disagree with the sign of the majority, and the others averaged (Yadav et al.
+            2023, arXiv 2306.01708); dare_ties: dropped at random, the others scaled up, before the signs are compared (Yu et al.
+            2023, arXiv 2311.03099). Both treat the matrices A and B of an adapter each for itself.
+        base: what they were trained from.
+        density: share of an adapter's entries that is kept.
         device: where to compute.
-        dtype: of the base's weights.
+        dtype: of the weights.
         seed: decides what is dropped at random.
 
     Raises:
-        ArtifactError: an adapter is damaged, or does not fit the base.
-        ModelError: the base cannot be loaded.
+        ArtifactError: a member is damaged, or does not fit the base.
+        ModelError: the base cannot be loaded, or members differ in their parameters.
     """
+    if how == "weights":
+        load = partial(load_saved, device=device, dtype=dtype, base=base)
+        return average_weights([partial(load, folder) for folder in folders], shares)
     names = [f"member-{t}" for t in range(len(folders))]
     model = load_peft(dict(zip(names, folders, strict=True)), base, device, dtype)
     torch.manual_seed(seed)

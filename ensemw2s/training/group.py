@@ -13,8 +13,8 @@ from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.collectives import all_rows, sum_gradients, sum_of
 from ensemw2s.training.share import GroupLost, Share
 
-MEET_SECONDS = 1800.0
-"""how long a process waits for the others to come: they may have other work to end"""
+WAIT_SECONDS = 600.0
+"""how long a process waits for the others, to come or to answer: models may load for minutes, and not as fast everywhere"""
 
 
 class GroupBackend(TorchBackend):
@@ -51,16 +51,13 @@ def meet(share: Share, device: str) -> Iterator[None]:
             init_method=share.meeting,
             rank=share.rank,
             world_size=share.size,
-            timeout=datetime.timedelta(seconds=MEET_SECONDS),
+            timeout=datetime.timedelta(seconds=WAIT_SECONDS),
         )
         yield
-    except dist.DistError as error:
-        raise GroupLost(f"a process of the group is gone: {str(error).strip().splitlines()[0]}") from error
     except RuntimeError as error:
         # What gloo says of a connection that broke is a plain RuntimeError.
-        if not any(
-            word in str(error) for word in ("Connection", "gloo", "Socket", "Timed out", "reset by peer")
-        ):
+        words = ("Connection", "gloo", "Socket", "Timed out", "reset by peer")
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
         raise GroupLost(f"a process of the group is gone: {str(error).strip().splitlines()[0]}") from error
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import ray
 
 from ensemw2s.cluster import strong
-from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import StudentTask
 from ensemw2s.errors import WorkerFailure
 
@@ -20,33 +18,26 @@ DONE = {"seconds": 1.0, "tokens": 9, "flops": 1.0, "device": "cpu", "steps": 1}
 
 
 @pytest.mark.parametrize("max_failures", [0, 2])
-def test_a_controller_that_dies_is_started_again(
-    make_tiny: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    max_failures: int,
-) -> None:
+def test_a_controller_that_dies_is_started_again(tmp_path: Path, max_failures: int) -> None:
     """With the students that are not finished, as often as runtime.max_failures says."""
-    config = ExperimentConfig.model_validate(make_tiny(tmp_path, runtime={"max_failures": max_failures}))
     tasks = [
         StudentTask(name, "hard_train", (0,), 5, tmp_path / "out" / name, tmp_path / "scratch" / name)
         for name in ("ceiling", "single")
     ]
     asked: list[list[str]] = []
 
-    def fit(config: Any, run_dir: Path, unfinished: list[StudentTask], *more: Any) -> None:
+    def fit(unfinished: list[StudentTask]) -> None:
         asked.append([task.name for task in unfinished])
         folder = strong.finished_folder(unfinished[0])
         folder.mkdir(parents=True)
         (folder / strong.OUTCOME).write_text(json.dumps(DONE))
         raise ray.exceptions.ActorDiedError()
 
-    monkeypatch.setattr(strong, "_fit", fit)
     happened: list[tuple[str, dict[str, Any]]] = []
     coordinator = SimpleNamespace(happened=SimpleNamespace(remote=lambda *what: happened.append(what)))
 
     def train() -> None:
-        strong._fit_again(config, tmp_path, tasks, tmp_path / "scratch", 1, coordinator, None)
+        strong._fit_again(fit, tasks, None, max_failures, coordinator)
 
     if max_failures == 0:
         with pytest.raises(

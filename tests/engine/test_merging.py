@@ -18,7 +18,7 @@ from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.labeling import selected_ensemble
 from ensemw2s.engine.merging import MERGED, merged_path
 from ensemw2s.errors import ConfigError, ModelError
-from ensemw2s.models.averaging import average_weights, merge_adapters
+from ensemw2s.models.averaging import average_weights, merged_model
 from ensemw2s.models.loading import load_model, load_tokenizer
 from ensemw2s.models.storage import load_saved, save_model
 from ensemw2s.runs.store import RunStore
@@ -59,42 +59,6 @@ def test_a_run_whose_members_are_merged(make_tiny: MakeConfig, tmp_path: Path) -
     assert api.run(config).results == result.results
 
 
-def test_adapters_are_averaged_as_what_they_change(tiny_weak: Path, tmp_path: Path) -> None:
-    base = ModelConfig(path=str(tiny_weak), lora=LoraConfig(rank=2))
-    start = parameters(load_model(base.model_copy(update={"lora": None}), device="cpu", dtype=torch.float32))
-    for i in range(2):
-        model = load_model(base, device="cpu", dtype=torch.float32, for_training=True, seed=i)
-        generator = torch.Generator().manual_seed(i)
-        with torch.no_grad():
-            for p in model.parameters():
-                if p.requires_grad:
-                    p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
-        save_model(model, load_tokenizer(base), tmp_path / str(i), base=base)
-
-    def load(i: int) -> Any:
-        return load_saved(tmp_path / str(i), device="cpu", dtype=torch.float32)
-
-    merged = parameters(average_weights([lambda: load(0), lambda: load(1)], [0.25, 0.75]))
-    moved = 0
-    for name, value in merged.items():
-        changes = [parameters(load(i))[name] - start[name] for i in range(2)]
-        torch.testing.assert_close(
-            value, start[name] + 0.25 * changes[0] + 0.75 * changes[1], atol=1e-6, rtol=0
-        )
-        moved += int(bool(changes[0].any()))
-    assert moved > 0
-    # PEFT's own merging of adapters, the exact kind of it: their matrices side by side.
-    import peft
-
-    whole = load_model(base.model_copy(update={"lora": None}), device="cpu", dtype=torch.float32)
-    theirs = peft.PeftModel.from_pretrained(whole, str(tmp_path / "0"), adapter_name="a")
-    theirs.load_adapter(str(tmp_path / "1"), adapter_name="b")
-    theirs.add_weighted_adapter(["a", "b"], [0.25, 0.75], "both", combination_type="cat")
-    theirs.set_adapter("both")
-    for name, value in parameters(theirs.merge_and_unload()).items():
-        torch.testing.assert_close(value, merged[name], atol=1e-6, rtol=0)
-
-
 @pytest.fixture(scope="module")
 def adapters(tiny_weak: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, list[Path]]:
     """Two adapters of rank 2 with random matrices."""
@@ -111,6 +75,34 @@ def adapters(tiny_weak: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return base, folders
 
 
+def test_adapters_are_averaged_as_what_they_change(adapters: tuple[ModelConfig, list[Path]]) -> None:
+    base, folders = adapters
+    start = parameters(load_model(base.model_copy(update={"lora": None}), device="cpu", dtype=torch.float32))
+
+    def load(i: int) -> Any:
+        return load_saved(folders[i], device="cpu", dtype=torch.float32)
+
+    merged = parameters(average_weights([lambda: load(0), lambda: load(1)], [0.25, 0.75]))
+    moved = 0
+    for name, value in merged.items():
+        changes = [parameters(load(i))[name] - start[name] for i in range(2)]
+        torch.testing.assert_close(
+            value, start[name] + 0.25 * changes[0] + 0.75 * changes[1], atol=1e-6, rtol=0
+        )
+        moved += int(bool(changes[0].any()))
+    assert moved > 0
+    # PEFT's own merging of adapters, the exact kind of it: their matrices side by side.
+    import peft
+
+    whole = load_model(base.model_copy(update={"lora": None}), device="cpu", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(whole, str(folders[0]), adapter_name="a")
+    theirs.load_adapter(str(folders[1]), adapter_name="b")
+    theirs.add_weighted_adapter(["a", "b"], [0.25, 0.75], "both", combination_type="cat")
+    theirs.set_adapter("both")
+    for name, value in parameters(theirs.merge_and_unload()).items():
+        torch.testing.assert_close(value, merged[name], atol=1e-6, rtol=0)
+
+
 def matrices(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -123,7 +115,7 @@ def test_adapters_merged_by_ties(adapters: tuple[ModelConfig, list[Path]], densi
     base, folders = adapters
     shares = [0.75, 0.25]
     merged = parameters(
-        merge_adapters(
+        merged_model(
             folders,
             shares,
             "ties",
@@ -168,7 +160,7 @@ def test_adapters_merged_by_dare(adapters: tuple[ModelConfig, list[Path]]) -> No
     base, folders = adapters
 
     def merge(which: list[Path], density: float, seed: int) -> dict[str, torch.Tensor]:
-        made = merge_adapters(
+        made = merged_model(
             which,
             [0.5, 0.5],
             "dare_ties",

@@ -79,6 +79,10 @@ def test_an_old_lock_is_free_at_once(s3: S3, place: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Remote, "entry", old)
     second.acquire(0)
+    second.check()
+    assert second.held
+    with pytest.raises(WorkerFailure, match="was taken over by another process"):
+        first.check()
     second.release()
 
 
