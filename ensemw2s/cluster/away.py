@@ -34,7 +34,8 @@ def moved(value: Any, folder: Path) -> Any:
     if isinstance(value, ModelRef):
         return value if value.folder is None else replace(value, folder=moved(value.folder, folder))
     if isinstance(value, MemberTask | StudentTask):
-        return replace(value, output=moved(value.output, folder), scratch=moved(value.scratch, folder))
+        here = replace(value, output=moved(value.output, folder), scratch=moved(value.scratch, folder))
+        return replace(here, start=moved(here.start, folder)) if isinstance(here, StudentTask) else here
     if isinstance(value, list | tuple) and value and isinstance(_first(value), ModelRef):
         return type(value)(moved(item, folder) for item in value)
     return value

@@ -186,7 +186,8 @@ def _run_once(
     from ensemw2s.cluster.pool import remove_group
 
     # Beside the driver, which the run cannot do without either: the loss of another node then costs no more than its members.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # A soft affinity is not kept to by Ray 2.60 for an actor without CPUs.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Threads of the coordinator: the pipeline, the watching driver, the workers' progress, and what became of them.
     coordinator = (
         ray.remote(CoordinatorActor)

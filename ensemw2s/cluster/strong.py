@@ -230,7 +230,10 @@ def _train_worker(payload: dict[str, Any]) -> None:
             saved = None if folder is None else Path(folder)
             if saved is not None and not _fits(saved, task, ray.train.get_context().get_world_size()):
                 saved = None
-            _train_one(payload, task, saved, mirror)
+            if task.start is None:
+                _train_one(payload, task, saved, mirror)
+            else:
+                _prefer_one(payload, task, mirror)
         torch.distributed.barrier()
 
 
@@ -321,10 +324,7 @@ def _train_one(
             module = backend.engine.module
             if bf16 and model_config.lora is None:
                 module.to(torch.bfloat16)
-            folder = finished_folder(task) if mirror is None else task.output
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            save_model(module, tokenizer, folder, base=model_config)
+            save_model(module, tokenizer, _empty_folder(task, mirror), base=model_config)
     if rank == 0:
         outcome = TrainOutcome(
             report.seconds,
@@ -334,11 +334,57 @@ def _train_one(
             report.steps,
             report.losses,
         )
-        if mirror is None:
-            (finished_folder(task) / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-        else:
-            mirror.publish(task.output, asdict(outcome))
+        _finish(task, outcome, mirror)
     backend.close()
+
+
+def _prefer_one(payload: dict[str, Any], task: StudentTask, mirror: Mirror | None) -> None:
+    """One rank: the second stage of a student, by TRL in data parallel; rank 0 writes the weights."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    from ensemw2s.cluster.actors import RemoteReport
+    from ensemw2s.engine.bases import converted
+    from ensemw2s.engine.encoded import EncodedSplits
+    from ensemw2s.engine.preferences import train_preferred
+    from ensemw2s.models.loading import load_tokenizer
+
+    config: ExperimentConfig = payload["config"]
+    if mirror is not None and task.start is not None and task.start.folder is not None:
+        mirror.obtain(task.start.folder)
+    model_config = converted(payload["run_dir"], config.strong.model)
+    tokenizer = load_tokenizer(model_config)
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    outcome = train_preferred(
+        config,
+        payload["run_dir"],
+        EncodedSplits(payload["run_dir"], config.data, tokenizer, model_config.head),
+        task,
+        device=str(get_device()),
+        report=RemoteReport(payload["coordinator"]),
+        world_size=context.get_world_size(),
+        rank=rank,
+        output=_empty_folder(task, mirror) if rank == 0 else None,
+    )
+    if rank == 0:
+        _finish(task, outcome, mirror)
+
+
+def _empty_folder(task: StudentTask, mirror: Mirror | None) -> Path:
+    """Where a student's weights go, without what a killed attempt left there."""
+    folder = finished_folder(task) if mirror is None else task.output
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _finish(task: StudentTask, outcome: TrainOutcome, mirror: Mirror | None) -> None:
+    """The last thing that is written: what the training did."""
+    if mirror is None:
+        (finished_folder(task) / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    else:
+        mirror.publish(task.output, asdict(outcome))
 
 
 def _user_error(error: BaseException) -> EnsemW2SError | None:

@@ -25,6 +25,7 @@ from ensemw2s.config.experiment import (
     identity_differences,
 )
 from ensemw2s.config.models import LoraConfig, ModelConfig, StrongTrainingConfig, TrainingConfig, parse_layers
+from ensemw2s.config.preference import PreferenceConfig
 
 __all__ = [
     "SPLIT_NAMES",
@@ -38,6 +39,7 @@ __all__ = [
     "HubSource",
     "LoraConfig",
     "ModelConfig",
+    "PreferenceConfig",
     "ReasoningGymSource",
     "RuntimeConfig",
     "Section",

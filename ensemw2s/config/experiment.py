@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ensemw2s.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from ensemw2s.config.data import DataConfig
 from ensemw2s.config.models import ModelConfig, StrongTrainingConfig, TrainingConfig
+from ensemw2s.config.preference import PreferenceConfig
 from ensemw2s.config.uris import is_uri, uri_problem
 
 
@@ -157,6 +158,11 @@ class StrongConfig(Section):
 
     model: ModelConfig
     training: StrongTrainingConfig = StrongTrainingConfig()
+    preference: PreferenceConfig | None = Field(
+        None,
+        description="a second stage for the ensemble's student, on the questions whose labels it was not taught (labels.keep_by): "
+        "it is taught to prefer its own confident answer to the label (needs the package trl)",
+    )
 
 
 class EvaluationConfig(Section):
@@ -291,6 +297,21 @@ class ExperimentConfig(Section):
         if strong == "classifier" and "few_shot" in self.evaluation.baselines:
             raise ValueError(
                 "baseline few_shot needs a strong model that reads answers: give strong.model.head lm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _preference_fits(self) -> ExperimentConfig:
+        if self.strong.preference is None:
+            return self
+        if self.labels.keep_by == "all":
+            raise ValueError(
+                "strong.preference learns from the questions that the first stage leaves out, and labels.keep_by all leaves out "
+                "none: set labels.keep_by agreement or confidence"
+            )
+        if self.strong.model.head == "classifier":
+            raise ValueError(
+                "strong.preference compares texts, and strong.model.head classifier has none: use head lm"
             )
         return self
 

@@ -122,6 +122,21 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
                 strong_share,
             )
         )
+    rule = config.strong.preference
+    if rule is not None:
+        # At most: a pair for every question that is left out, each text read by the reference and trained on.
+        pairs = round(2 * (1.0 - config.labels.keep) * train["hard_train"])
+        lines.append(
+            stage(
+                "student preference",
+                strong,
+                rule.epochs * pairs,
+                evaluated + train["hard_train"] + pairs,
+                strong_memory,
+                4 * strong,
+                strong_share,
+            )
+        )
     return lines
 
 

@@ -116,8 +116,18 @@ class WorkKeys:
 
     def student(self, task: StudentTask) -> str:
         """Key of a student's training."""
+        second: dict[str, Any] = {}
+        if task.start is not None:
+            second = {
+                "start": self._model(task.start),
+                "pairs": [[p.row, p.chosen, p.rejected] for p in task.pairs],
+                "rule": None
+                if self._config.strong.preference is None
+                else self._config.strong.preference.model_dump(),
+            }
         return content_key(
             {
+                **second,
                 "work": "student",
                 "where": [*self._where, self._trainer],
                 "model": self._model(ModelRef("strong")),

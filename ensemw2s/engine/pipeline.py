@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.config import PreferenceConfig
 from ensemw2s.core.label_models import keep_best
 from ensemw2s.engine.answers import (
     Answers,
@@ -30,6 +31,8 @@ from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.lost import drop_member, lost_attempts
 from ensemw2s.engine.merging import ensure_merged, voting_ensemble
 from ensemw2s.engine.pool import Executor, SupervisorPool
+from ensemw2s.engine.preferences import STUDENT as PREFERENCE
+from ensemw2s.engine.preferences import preference_pairs
 from ensemw2s.engine.results import build_results, write_results
 from ensemw2s.engine.soft_labels import ensure_token_labels, labels_path, tokens_path
 from ensemw2s.engine.students import TEACHERS
@@ -77,6 +80,11 @@ class Pipeline:
         self._students(last)
         with self._executor.supervisors() as pool:
             self._score_students(pool, last)
+            second = self._ask_for_preferences(pool)
+        if second:
+            self._students((PREFERENCE,))
+            with self._executor.supervisors() as pool:
+                self._score_students(pool, (PREFERENCE,))
         return self._results(records, ensemble, selected)
 
     def _vote(self, pool: SupervisorPool, until: Until) -> tuple[list[MemberRecord], Ensemble, int]:
@@ -221,14 +229,22 @@ class Pipeline:
         """Train a group of students; on Ray they share one group of workers, which is slow to start."""
         ctx = self._ctx
         tasks: list[StudentTask] = []
-        twins: list[str] = []
+        twins: dict[str, str] = {}
         for name in names:
             stage = f"student-{name}"
             if ctx.store.done(stage) is not None:
                 continue
+            rule = ctx.config.strong.preference
+            if name == PREFERENCE and rule is not None:
+                task = self._preference_task(rule, stage)
+                if task is None:
+                    twins[stage] = student_system(ctx, "ensemble").removeprefix("student-")
+                else:
+                    tasks.append(task)
+                continue
             split, labels = self._teaching(name)
             if name == "ensemble" and self._lesson(name) == self._lesson("single"):
-                twins.append(stage)
+                twins[stage] = "single"
                 continue
             output = ctx.store.begin(stage) / "students" / name
             scratch = ctx.store.scratch(stage)
@@ -241,12 +257,17 @@ class Pipeline:
             losses = [round(x, 6) for x in outcome.losses]
             ctx.commit(
                 f"student-{task.name}",
-                {"steps": outcome.steps, "losses": losses, "samples": _count(task.labels), "cost": spent},
+                {
+                    "steps": outcome.steps,
+                    "losses": losses,
+                    "samples": len(task.pairs) or _count(task.labels),
+                    "cost": spent,
+                },
             )
-        for stage in twins:
+        for stage, other in twins.items():
             # Same questions, labels, start and seed: the same student.
             ctx.store.begin(stage)
-            ctx.commit(stage, {"same_as": "single", "cost": cost(0.0, 0, 0.0, "cpu")})
+            ctx.commit(stage, {"same_as": other, "cost": cost(0.0, 0, 0.0, "cpu")})
         ctx.store.clear_scratch(group)
 
     def _teaching(self, name: str) -> tuple[str, tuple[int | str | None, ...]]:
@@ -274,12 +295,49 @@ class Pipeline:
         tokens = ctx.run_dir / tokens_path(name)
         return [*lesson, file_hash(tokens) if tokens.is_file() else None]
 
+    def _ask_for_preferences(self, pool: SupervisorPool) -> bool:
+        """What the ensemble's student says to the questions of the labels; whether it has a second stage."""
+        if self._ctx.config.strong.preference is None:
+            return False
+        system = student_system(self._ctx, "ensemble")
+        ensure_model_answers(self._ctx, pool, self._student_ref(system), system, ["hard_train"])
+        return True
+
+    def _preference_task(self, rule: PreferenceConfig, stage: str) -> StudentTask | None:
+        """The second stage of the ensemble's student; None where it is sure of nothing that it was not taught."""
+        ctx, first = self._ctx, student_system(self._ctx, "ensemble")
+        pairs = preference_pairs(ctx, first, rule)
+        if not pairs:
+            text = (
+                "strong.preference: the ensemble's student is sure of no question whose label it was not taught, so there is no "
+                "second stage: lower strong.preference.least_confidence or labels.keep"
+            )
+            ctx.warnings.append(text)
+            ctx.say(f"warning: {text}")
+            return None
+        output = ctx.store.begin(stage) / "students" / PREFERENCE
+        start = self._student_ref(first)
+        return StudentTask(
+            PREFERENCE,
+            "hard_train",
+            (),
+            ctx.config.seed,
+            output,
+            ctx.store.scratch(stage),
+            start=start,
+            pairs=pairs,
+        )
+
+    def _student_ref(self, system: str) -> ModelRef:
+        return ModelRef("strong", 0, self._ctx.run_dir / "students" / system.removeprefix("student-"))
+
     def _score_students(self, pool: SupervisorPool, names: tuple[str, ...]) -> None:
         ctx = self._ctx
         for slot, name in enumerate(names):
             if student_system(ctx, name) == f"student-{name}":
-                ref = ModelRef("strong", 0, ctx.run_dir / "students" / name)
-                ensure_model_answers(ctx, pool, ref, f"student-{name}", ["easy_val", *ctx.test_splits], slot)
+                system = f"student-{name}"
+                splits = ["easy_val", *ctx.test_splits]
+                ensure_model_answers(ctx, pool, self._student_ref(system), system, splits, slot)
 
     def _check(self, single: Ensemble) -> None:
         ctx = self._ctx

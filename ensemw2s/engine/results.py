@@ -28,6 +28,7 @@ from ensemw2s.engine.difficulty import describe_difficulty
 from ensemw2s.engine.lost import lost_members
 from ensemw2s.engine.lost import sentence as lost_sentence
 from ensemw2s.engine.merging import voting_ensemble
+from ensemw2s.engine.preferences import SYSTEM as PREFERENCE
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
 from ensemw2s.runs.store import write_atomic
@@ -49,11 +50,11 @@ COMPARED = (
     ("student_ensemble", "strong_on_easy"),
     ("student_ensemble", "ceiling"),
 )
-#: Systems that a run may have beside them, by the name of the baseline, and what they are compared with.
-EXTRA = {"few_shot": "strong_few_shot", "random_noise": "student_noise"}
+#: Systems that a run may have beside them, and what they are compared with.
 EXTRA_COMPARED = {
-    "few_shot": ("student_ensemble", "strong_few_shot"),
-    "random_noise": ("student_ensemble", "student_noise"),
+    "strong_few_shot": ("student_ensemble", "strong_few_shot"),
+    "student_noise": ("student_ensemble", "student_noise"),
+    PREFERENCE: (PREFERENCE, "student_ensemble"),
 }
 PACKAGES = (
     "ensemw2s",
@@ -69,15 +70,25 @@ PACKAGES = (
 )
 
 
+def extra_systems(ctx: RunContext) -> dict[str, str]:
+    """Those that this run has, and the names of their score files."""
+    from ensemw2s.engine.pipeline import student_system
+
+    baselines = ctx.config.evaluation.baselines
+    found: dict[str, str] = {}
+    if "few_shot" in baselines:
+        found["strong_few_shot"] = FEW_SHOT
+    if "random_noise" in baselines:
+        found["student_noise"] = student_system(ctx, "noise")
+    if ctx.config.strong.preference is not None:
+        found[PREFERENCE] = student_system(ctx, "preference")
+    return found
+
+
 def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) -> dict[str, Answers]:
     """Every system's answers to a split, from what is committed."""
     from ensemw2s.engine.pipeline import student_system
 
-    extra: dict[str, Answers] = {}
-    if "few_shot" in ctx.config.evaluation.baselines:
-        extra["strong_few_shot"] = model_answers(ctx, FEW_SHOT, split)
-    if "random_noise" in ctx.config.evaluation.baselines:
-        extra["student_noise"] = model_answers(ctx, student_system(ctx, "noise"), split)
     return {
         "weak_zero_shot": model_answers(ctx, "weak-0", split),
         "weak_single": ensemble_answers(ctx, ensemble.first(1), split),
@@ -87,7 +98,7 @@ def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) 
         "student_single": model_answers(ctx, student_system(ctx, "single"), split),
         "student_ensemble": model_answers(ctx, student_system(ctx, "ensemble"), split),
         "ceiling": model_answers(ctx, student_system(ctx, "ceiling"), split),
-        **extra,
+        **{name: model_answers(ctx, files, split) for name, files in extra_systems(ctx).items()},
     }
 
 
@@ -143,17 +154,17 @@ def build_results(
         "difficulty": describe_difficulty(ctx, right),
         "warnings": [*data_info["warnings"], *ctx.warnings, *map(lost_sentence, lost)],
     }
-    wanted = config.evaluation.baselines
-    for system in (*SYSTEMS, *(EXTRA[b] for b in EXTRA if b in wanted)):
+    extra = extra_systems(ctx)
+    for system in (*SYSTEMS, *extra):
         results[system] = {split: _interval(ctx, right[split][system]) for split in evaluated}
     for split in ctx.test_splits:
         results["pgr"][split] = {
             who: _pgr(
                 ctx, right[split]["weak_single"], right[split][f"student_{who}"], right[split]["ceiling"]
             )
-            for who in ("single", "ensemble")
+            for who in ("single", "ensemble", *(["preference"] if PREFERENCE in extra else []))
         }
-        pairs = [*COMPARED, *(EXTRA_COMPARED[b] for b in EXTRA_COMPARED if b in wanted)]
+        pairs = [*COMPARED, *(EXTRA_COMPARED[name] for name in extra)]
         results["comparisons"][split] = [_compare(ctx, right[split], a, b) for a, b in pairs]
     results["cost"] = _cost(ctx)
     results["versions"] = versions()

@@ -24,6 +24,7 @@ from ensemw2s.engine.decoding.worker import DecodeWorker
 from ensemw2s.engine.decoding.worker import SessionLost as SessionLost
 from ensemw2s.engine.encoded import NO_TEXT, EncodedSplits
 from ensemw2s.engine.held import HeldModels
+from ensemw2s.engine.preferences import train_preferred
 from ensemw2s.engine.students import student_training_set
 from ensemw2s.engine.tasks import (
     MemberTask,
@@ -102,14 +103,9 @@ class WeakSupervisor:
     def train_member(self, task: MemberTask) -> TrainOutcome:
         """Fine-tune a fresh copy of a weak model on the drawn tokens and write it to ``task.output``."""
         split = self._side("weak", task.index)["easy_train"]
-        lengths = [len(split.targets[i]) for i in task.rows]
-        weights = np.split(task.weights, np.cumsum(lengths)[:-1])
-        data = TrainingSet(
-            [split.encoded[i].prompt for i in task.rows],
-            [split.targets[i] for i in task.rows],
-            weights,
-            task.denominators,
-        )
+        prompts = [split.encoded[i].prompt for i in task.rows]
+        targets = [split.targets[i] for i in task.rows]
+        data = TrainingSet.weighted(prompts, targets, task.weights, task.denominators)
         ref = ModelRef("weak", task.index, task.output)
         training = self._config.weak.training
         if task.epochs is not None:
@@ -120,7 +116,11 @@ class WeakSupervisor:
 
     def train_student(self, task: StudentTask) -> TrainOutcome:
         """Fine-tune the strong model in this process, without DeepSpeed (``executor: local``)."""
-        data = student_training_set(self._config, self._run_dir, self._side("strong"), task)
+        given = (self._config, self._run_dir, self._side("strong"), task)
+        if task.start is not None:
+            self._models.clear()
+            return train_preferred(*given, device=self._device, report=self._report)
+        data = student_training_set(*given)
         ref = ModelRef("strong", 0, task.output)
         return self._train(
             f"student {task.name}", ref, data, self._config.strong.training, task.seed, task.scratch

@@ -67,11 +67,20 @@ class MemberTask:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A sample's place in its split, the choice to prefer, and the other one."""
+
+    row: int
+    chosen: int
+    rejected: int
+
+
+@dataclass(frozen=True)
 class StudentTask:
     """Fine-tune the strong model.
 
     Attributes:
-        name: single, ensemble, ceiling or on_easy.
+        name: single, ensemble, ceiling, on_easy, noise or preference.
         split: the split whose questions are used.
         labels: one answer a sample: an index into the choices, a text, or None for a sample to leave out.
         seed: the same for all students, so that they differ by their labels alone.
@@ -79,6 +88,8 @@ class StudentTask:
         scratch: folder for checkpoints.
         teacher: whose soft labels and confidences in the run directory go with the labels (single or ensemble);
             None: the labels are hard and certain.
+        start: the student to go on from; None: the pretrained model.
+        pairs: what it is to prefer then, in the place of labels.
     """
 
     name: str
@@ -88,6 +99,8 @@ class StudentTask:
     output: Path
     scratch: Path
     teacher: str | None = None
+    start: ModelRef | None = None
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)

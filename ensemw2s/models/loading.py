@@ -105,9 +105,6 @@ def load_model(
         select_layers(loaded, kept)
     if getattr(loaded, "generation_config", None) is not None:
         loaded.generation_config = _plain_generation_config(loaded.generation_config)
-    if for_training and device == "cpu" and resolve_dtype(model.dtype, device) == torch.bfloat16:
-        # Without the matrix units that all else uses there, the fused kernel's backward pass takes a quarter of a step.
-        loaded.set_attn_implementation("eager")
     if model.head == "classifier":
         if n_classes is None:
             raise ValueError("a classifier needs the number of its classes")
@@ -115,7 +112,19 @@ def load_model(
     if for_training and model.lora is not None:
         loaded = _with_adapters(loaded, model.lora, model.path, seed)
     loaded = to_device(loaded, device, model.path)
-    if for_training and model.gradient_checkpointing:
+    return ready_to_train(loaded, model, device) if for_training else loaded.eval()
+
+
+def ready_to_train(loaded: Any, model: ModelConfig, device: str) -> Any:
+    """A loaded model in training mode, with what makes training fit and fast.
+
+    Raises:
+        ModelError: the model cannot recompute its activations.
+    """
+    if device == "cpu" and resolve_dtype(model.dtype, device) == torch.bfloat16:
+        # Without the matrix units that all else uses there, the fused kernel's backward pass takes a quarter of a step.
+        loaded.set_attn_implementation("eager")
+    if model.gradient_checkpointing:
         try:
             # The non-reentrant form also works where no input of the checkpointed part needs a gradient, as
             # with adapters.
@@ -124,7 +133,7 @@ def load_model(
             raise ModelError(
                 f"model {model.path!r} has no gradient checkpointing: set gradient_checkpointing: false"
             ) from error
-    return loaded.train(for_training)
+    return loaded.train()
 
 
 def read_weights(

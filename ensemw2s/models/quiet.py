@@ -21,11 +21,13 @@ def quiet(enabled: bool) -> Iterator[None]:
         yield
         return
     # The bar of GGUF conversion heeds no switch; errors are exceptions, so nothing that matters is lost here.
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield from _without_logging()
+    with contextlib.redirect_stderr(io.StringIO()), without_reports():
+        yield
 
 
-def _without_logging() -> Iterator[None]:
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Only errors of transformers, and none of its bars, inside the block; what others write there comes through."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -19,9 +19,10 @@ from ensemw2s.errors import ArtifactError, ModelError, RunDirectoryError
 from ensemw2s.models.classifier import causal_form, sequence_classifier
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.files import check_weights_exist, first_line, read_config
-from ensemw2s.models.loading import load_model, load_tokenizer, read_weights, to_device
+from ensemw2s.models.loading import load_model, load_tokenizer, read_weights, ready_to_train, to_device
 from ensemw2s.models.quiet import quiet
 from ensemw2s.models.sources import ModelSource, absolute_path
+from ensemw2s.models.trainable import freeze
 
 #: Written last into a saved folder's temporary copy: what it was trained from.
 BASE_FILE = "base.json"
@@ -127,6 +128,26 @@ def load_saved(
     except ModelError as error:
         raise ArtifactError(f"the saved model is damaged: {error}") from error
     return to_device(model, device, str(target)).eval()
+
+
+def load_to_train(folder: str | os.PathLike[str], base: ModelConfig, *, device: str) -> Any:
+    """Load what :func:`save_model` wrote in float32, to be trained on; an adapter stays apart from its base and is what is trained.
+
+    Args:
+        folder: the saved model or adapter.
+        base: what it was trained from, with ``trainable`` and ``gradient_checkpointing``.
+        device: cpu, cuda or cuda:N.
+
+    Raises:
+        ArtifactError, ModelError: as :func:`load_saved`.
+    """
+    model = load_saved(folder, device=device, dtype=torch.float32, merge=False, base=base)
+    if _is_adapter(model):
+        model.peft_config[model.active_adapter].inference_mode = False
+        model.set_adapter(model.active_adapter)
+    else:
+        freeze(model, base)
+    return ready_to_train(model, base, device)
 
 
 def read_base(folder: str | os.PathLike[str]) -> ModelConfig:

@@ -18,7 +18,11 @@ PGR_UNDEFINED = "undefined (the interval of ceiling - single is not above 0)"
 PGR_NO_GAP = "no gap to recover (the ceiling is below the single weak model)"
 
 _MAIN_PAIRS = (("student_ensemble", "student_single"), ("weak_ensemble", "weak_single"))
-_PGR_SIDES = {"student_single": "single", "student_ensemble": "ensemble"}
+_PGR_SIDES = {
+    "student_single": "single",
+    "student_ensemble": "ensemble",
+    "student_preference": "preference",
+}
 
 
 def question(results: Results, strong: str | None = None) -> str:
@@ -166,7 +170,7 @@ def pgr_sentences(results: Results) -> list[str]:
     """One sentence for each test split on how much of the gap to the ceiling each student recovered."""
     sentences = []
     for split in compared_splits(results):
-        texts = {key: pgr_text(results, split, key) for key in ("student_single", "student_ensemble")}
+        texts = {key: pgr_text(results, split, key) for key in _PGR_SIDES}
         known = {key: text for key, text in texts.items() if text is not None}
         if not known:
             continue

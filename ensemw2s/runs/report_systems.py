@@ -111,6 +111,14 @@ SYSTEMS: tuple[System, ...] = (
         "#D1550F",
     ),
     System(
+        "student_preference",
+        "Student of the ensemble, second stage",
+        "the ensemble's student after its second stage",
+        "that student, taught to prefer its own confident answers to the labels that it was not taught",
+        "student",
+        "#8F2D56",
+    ),
+    System(
         "ceiling",
         "Ceiling (true hard labels)",
         "the ceiling",

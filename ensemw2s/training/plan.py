@@ -84,6 +84,18 @@ class TrainingSet:
         lengths = np.array([len(t) for t in targets], dtype=np.float64)
         return cls(prompts, targets, [np.ones(len(t)) for t in targets], lengths)
 
+    @classmethod
+    def weighted(
+        cls,
+        prompts: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        weights: np.ndarray,
+        denominators: np.ndarray,
+    ) -> TrainingSet:
+        """Target tokens that count as the flat `weights`, (sum of m_i,), say."""
+        ends = np.cumsum([len(t) for t in targets])[:-1]
+        return cls(prompts, targets, np.split(weights, ends), denominators)
+
 
 @dataclass(frozen=True)
 class MicroBatch:

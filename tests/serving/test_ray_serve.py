@@ -49,8 +49,8 @@ def member_pid(name: str) -> int:
     return pid
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
+def wait_until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.1)
@@ -217,6 +217,54 @@ def test_two_copies_share_the_requests(url: str, served_run: Path, client: Any) 
         wait_until(lambda: 0 < completions_of_a_copy(url) < 12)
     finally:
         undeploy(False)
+
+
+@pytest.mark.skipif("ENSEMW2S_LONG_TESTS" not in os.environ, reason="two minutes: ENSEMW2S_LONG_TESTS=1")
+def test_copies_come_with_load(url: str, served_run: Path, client: Any) -> None:
+    """The vote gets a second copy when the first one is busy, and then the members; every answer is the same."""
+    from ensemw2s.serving.ray_server import deploy, undeploy
+    from ensemw2s.serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        port=int(url.rpartition(":")[2]), max_copies=2, max_concurrent=4, drain_seconds=20.0
+    )
+    undeploy(False)
+    deploy(served_run, ("ensemble",), settings)
+    answers: list[httpx2.Response] = []
+    enough = threading.Event()
+    body = {**BODY, "max_tokens": 110}
+
+    def ask() -> None:
+        while not enough.is_set():
+            answers.append(post(url, "/v1/completions", body))
+
+    asking = [threading.Thread(target=ask) for _ in range(12)]
+    try:
+        assert set(running_copies().values()) == {1}
+        for thread in asking:
+            thread.start()
+        wait_until(lambda: set(running_copies().values()) == {2}, seconds=300.0)
+        enough.set()
+        for thread in asking:
+            thread.join(SECONDS)
+        assert {answer.status_code for answer in answers} == {200}
+        expected = client.post("/v1/completions", body).json()["choices"]
+        assert all(answer.json()["choices"] == expected for answer in answers)
+    finally:
+        enough.set()
+        undeploy(False)
+
+
+def running_copies() -> dict[str, int]:
+    """Deployments of the vote and of the members, and how many replicas of each are at work."""
+    from ray import serve
+    from ray.serve.schema import ReplicaState
+
+    return {
+        name: deployment.replica_states.get(ReplicaState.RUNNING, 0)
+        for application in serve.status().applications.values()
+        for name, deployment in application.deployments.items()
+    }
 
 
 def completions_of_a_copy(url: str) -> int:

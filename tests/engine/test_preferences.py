@@ -1,0 +1,115 @@
+"""The second stage of the ensemble's student: which pairs it learns from, and the whole run with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ensemw2s import api
+from ensemw2s.config import ExperimentConfig
+from ensemw2s.engine.answers import Answers
+from ensemw2s.engine.preferences import pairs_of
+from ensemw2s.engine.tasks import Pair
+from ensemw2s.errors import ConfigError
+
+MakeConfig = Callable[..., dict[str, Any]]
+
+SECOND = {
+    "labels__keep_by": "agreement",
+    "labels__keep": 0.5,
+    "vote__rounds": "all",
+    "strong__preference": {"least_confidence": 0.3, "learning_rate": 1e-3},
+}
+
+
+def test_pairs_are_made_where_the_student_is_sure() -> None:
+    """Four questions of two, three, three and two choices."""
+    shares = np.array([0.9, 0.1, 0.2, 0.7, 0.1, 0.15, 0.6, 0.25, 0.45, 0.55])
+    own = Answers((0, 1, 1, 1), np.array([0.9, 0.7, 0.6, 0.55]), shares)
+    labels, offsets = [0, 2, 1, 0], np.array([0, 2, 5, 8, 10])
+    everything = np.ones(4, dtype=bool)
+    assert pairs_of(own, labels, everything, offsets, 0.6) == (
+        # The label is what the student says: its second choice is the other one.
+        Pair(0, 0, 1),
+        # The label is another one.
+        Pair(1, 1, 2),
+        Pair(2, 1, 2),
+    )
+    assert pairs_of(own, labels, np.array([False, False, False, True]), offsets, 0.0) == (Pair(3, 1, 0),)
+    assert pairs_of(own, labels, ~everything, offsets, 0.0) == ()
+
+
+def run(config: dict[str, Any]) -> Path:
+    return Path(api.run(ExperimentConfig.model_validate(config)).run_dir)
+
+
+def test_a_run_has_a_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    """Its student is another one, is compared with the first, and is found in the cache by the next run."""
+    changes = {**SECOND, "runtime__cache": str(tmp_path / "cache")}
+    folder = run(make_tiny(tmp_path, **changes))
+    results = json.loads((folder / "results.json").read_text())
+    labels = pq.read_table(folder / "labels" / "ensemble.parquet").to_pylist()
+    manifest = json.loads((folder / "manifest.json").read_text())["stages"]
+    info = manifest["student-preference"]["info"]
+    left_out = sum(not row["taught"] for row in labels)
+    assert 0 < info["samples"] <= left_out
+    assert info["steps"] == -(-info["samples"] // 8)
+    assert results["student_preference"]["test"]["n"] == results["student_ensemble"]["test"]["n"]
+    assert [c for c in results["comparisons"]["test"] if c["a"] == "student_preference"]
+    assert "preference" in results["pgr"]["test"]
+    first, second = (
+        (folder / "students" / name / "model.safetensors").read_bytes() for name in ("ensemble", "preference")
+    )
+    assert first != second
+    assert "Student of the ensemble, second stage" in (folder / "report.html").read_text()
+
+    again = run(make_tiny(tmp_path, name="again", **changes))
+    found = [json.loads(line) for line in (again / "events.jsonl").read_text().splitlines()]
+    assert "student preference" in {e.get("work") for e in found if e["event"] == "found_in_cache"}
+    assert (again / "students" / "preference" / "model.safetensors").read_bytes() == second
+
+
+def test_a_student_that_is_sure_of_nothing_has_no_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    folder = run(make_tiny(tmp_path, **{**SECOND, "strong__preference": {"least_confidence": 0.999999}}))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["student_preference"] == results["student_ensemble"]
+    assert any("lower strong.preference.least_confidence" in text for text in results["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels__keep_by": "all"}, "set labels.keep_by agreement or confidence"),
+        (
+            {
+                "strong__model__head": "classifier",
+                "weak__models": [{"path": "x", "head": "classifier"}],
+                "boosting__prior": "classes",
+            },
+            "use head lm",
+        ),
+    ],
+)
+def test_what_does_not_go_with_it(
+    make_tiny: MakeConfig, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExperimentConfig.model_validate(make_tiny(tmp_path, **{**SECOND, **changes}))
+
+
+def test_free_answers_have_no_choices_to_compare(
+    make_tiny: MakeConfig, free_questions: Path, tmp_path: Path
+) -> None:
+    changes = {
+        **SECOND,
+        "labels__keep_by": "confidence",
+        "data__pool": {"kind": "file", "path": str(free_questions)},
+    }
+    with pytest.raises(ConfigError, match="this data has none"):
+        run(make_tiny(tmp_path, **changes))
