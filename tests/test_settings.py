@@ -191,7 +191,7 @@ class TestProblems:
             ("data.pool.pth=3", "data.pool.pth: unknown key; did you mean data.pool.path?"),
             (
                 "strong.zzz=3",
-                "strong.zzz: unknown key; strong has model, training",
+                "strong.zzz: unknown key; strong has model, training, preference",
             ),
             (
                 "data.split.easy_threshold=nan",

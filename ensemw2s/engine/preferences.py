@@ -120,6 +120,10 @@ def train_preferred(
     rows = preference_rows(splits, task)
     model = load_to_train(task.start.folder, base, device=device)
     bf16 = resolve_dtype(base.dtype, device) == torch.bfloat16
+
+    def reading(at: int, of: int) -> None:
+        report(ProgressEvent(f"student {task.name}: pairs read", at, of))
+
     done = prefer(
         model,
         load_tokenizer(base),
@@ -134,6 +138,7 @@ def train_preferred(
         progress=lambda at, of, loss: report(
             ProgressEvent(f"student {task.name}", at, of, f"loss {loss:.3f}", {"loss": loss})
         ),
+        reading=reading,
     )
     tokens = sum(row.n_tokens for row in rows)
     if rank == 0:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ensemw2s.errors import ArtifactError
@@ -56,6 +57,17 @@ def verify(folder: Path, world_size: int = 1) -> int:
     return steps.pop()
 
 
+def first_whole(folders: Iterable[Path]) -> Path | None:
+    """The first of these checkpoints, of one rank, that is there and whole."""
+    for folder in folders:
+        try:
+            verify(folder)
+        except ArtifactError:
+            continue
+        return folder
+    return None
+
+
 class CheckpointFolder:
     """The latest checkpoint of one local training, in ``folder/current``."""
 
@@ -82,12 +94,4 @@ class CheckpointFolder:
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; a damaged one is never used."""
-        for name in ("current", "old"):
-            folder = self.folder / name
-            if folder.is_dir():
-                try:
-                    verify(folder)
-                except ArtifactError:
-                    continue
-                return folder
-        return None
+        return first_whole([self.current, self.folder / "old"])

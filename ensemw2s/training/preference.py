@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from ensemw2s.config import PreferenceConfig, TrainingConfig
-from ensemw2s.errors import ArtifactError, ConfigError, TrainingDiverged
-from ensemw2s.models.quiet import quiet, without_reports
-from ensemw2s.training.checkpoint import seal, verify
+from ensemw2s.errors import ConfigError, TrainingDiverged
+from ensemw2s.models.quiet import without_reports
+from ensemw2s.training.checkpoint import first_whole, seal
 
 REFERENCE = "ref"
 """the copy of an adapter that TRL makes as its reference"""
@@ -72,6 +72,7 @@ def prefer(
     bf16: bool = False,
     world_size: int = 1,
     progress: Callable[[int, int, float], None] | None = None,
+    reading: Callable[[int, int], None] | None = None,
 ) -> PreferenceReport:
     """Train in place, on this process' share of the pairs where there are several processes (torch.distributed).
 
@@ -87,6 +88,7 @@ def prefer(
         bf16: compute in bfloat16 with float32 weights.
         world_size: how many processes train.
         progress: called on the first process with (steps done, steps in all, loss).
+        reading: before the first step, called there with (pairs that the reference has read, pairs in all).
 
     Raises:
         TrainingDiverged: the loss is not finite any more.
@@ -111,6 +113,8 @@ def prefer(
                 said = self.compute_ref_log_probs(self.model, batch)
                 for values, column in zip(self.accelerator.gather_for_metrics(said), found, strict=True):
                     column += values.tolist()
+                if reading is not None and self.accelerator.is_main_process:
+                    reading(len(found[0]), len(dataset))
             for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), found, strict=True):
                 dataset = dataset.add_column(name, column)
             return dataset
@@ -124,7 +128,7 @@ def prefer(
     steps = rule.epochs * math.ceil(len(rows) / (micro * accumulation * world_size))
     configs = (model.config, model.generation_config)
     padding = [config.pad_token_id for config in configs]
-    with warnings.catch_warnings(), quiet(True):
+    with warnings.catch_warnings(), without_reports():
         # TRL still asks by the old name whether activations are recomputed.
         warnings.simplefilter("ignore", FutureWarning)
         arguments = DPOConfig(
@@ -196,16 +200,8 @@ def _dataset(rows: Sequence[PreferenceRow]) -> Any:
 
 def _latest(scratch: Path) -> Path | None:
     """The newest whole checkpoint; a damaged one is never used."""
-    found = sorted(
-        scratch.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
-    )
-    for folder in found:
-        try:
-            verify(folder)
-        except ArtifactError:
-            continue
-        return folder
-    return None
+    found = scratch.glob("checkpoint-*")
+    return first_whole(sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True))
 
 
 def _watch(progress: Callable[[int, int, float], None] | None, learning_rate: float) -> Any:
