@@ -79,6 +79,7 @@ def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None, *, lazy
     """
     from ensemw2s.engine.labeling import selected_ensemble
     from ensemw2s.engine.pipeline import student_system
+    from ensemw2s.engine.preferences import STUDENT as PREFERENCE
 
     store = begun_run(run_dir, lazy=lazy)
     folder = store.folder
@@ -89,9 +90,11 @@ def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None, *, lazy
     ensembles: dict[str, Ensemble] = {}
     if models is None or "ensemble" in models:
         ensembles["ensemble"] = selected_ensemble(ctx)
-    if store.done("student-ensemble") is not None:
+    # The last stage of the ensemble's student; one that is still to come is waited for.
+    last = "ensemble" if ctx.config.strong.preference is None else PREFERENCE
+    if store.done(f"student-{last}") is not None:
         if models is None or "student" in models:
-            system = student_system(ctx, "ensemble")
+            system = student_system(ctx, last)
             own = system.removeprefix("student-")
             store.require(f"student-{own}")
             ref = ModelRef("strong", 0, folder / "students" / own)

@@ -17,6 +17,7 @@ from ensemw2s.engine.answers import Answers
 from ensemw2s.engine.preferences import pairs_of
 from ensemw2s.engine.tasks import Pair
 from ensemw2s.errors import ConfigError
+from ensemw2s.serving.opening import open_run
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -68,6 +69,10 @@ def test_a_run_has_a_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None
     )
     assert first != second
     assert "Student of the ensemble, second stage" in (folder / "report.html").read_text()
+
+    # The endpoint serves the student that came out of it.
+    (ref,) = open_run(folder, ("student",)).refs
+    assert ref.folder == folder / "students" / "preference"
 
     again = run(make_tiny(tmp_path, name="again", **changes))
     found = [json.loads(line) for line in (again / "events.jsonl").read_text().splitlines()]
