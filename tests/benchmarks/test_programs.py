@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import adapters, choices, common, overhead, reweight, serve, speculate, train
+from benchmarks import adapters, certified, choices, common, overhead, reweight, serve, speculate, train
 from benchmarks.material import encode, read_questions, tiny_model
 from ensemw2s.config import ModelConfig
 from ensemw2s.models.loading import load_model, load_tokenizer
@@ -181,3 +181,13 @@ class TestServe:
         rows = {(c[1], c[2]): c for c in lines if len(c) == 10 and c[2] in ("yes", "no")}
         assert [(row[3], *row[7:9]) for row in rows.values()] == [("16", "0", "0")] * 6
         assert {key[1] for key in rows if key[0] in ("1 client", "3 clients")} == {"yes", "no"}
+
+
+def test_certified_counts_every_token(capsys: pytest.CaptureFixture[str]) -> None:
+    assert certified.main([*QUICK, "--tokens", "4", "--top-k", "2", "8"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    counted = [[int(cell.strip(" |")) for cell in row] for row in rows if row[0].strip("| ").isdigit()]
+    assert [row[0] for row in counted] == [2, 8]
+    assert all(row[1] == sum(row[2:]) > 0 for row in counted)
+    assert counted[0][1] == counted[1][1]
+    assert counted[0][2] <= counted[1][2]
