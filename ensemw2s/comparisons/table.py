@@ -27,7 +27,7 @@ SHARED = (
     ("weak_single", "Single weak model"),
     ("student_single", "Student of the single model"),
     ("student_noise", "Student of random noise"),
-    ("student_preference", "Student of the first ensemble, second stage"),
+    ("student_preference", "Student, second stage"),
     ("strong_zero_shot", "Strong model as it is"),
     ("strong_few_shot", "Strong model, few-shot"),
     ("strong_on_easy", "Strong model, easy labels"),

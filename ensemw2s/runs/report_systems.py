@@ -112,7 +112,7 @@ SYSTEMS: tuple[System, ...] = (
     ),
     System(
         "student_preference",
-        "Student of the ensemble, second stage",
+        "Student, second stage",
         "the ensemble's student after its second stage",
         "that student, taught to prefer its own confident answers to the labels that it was not taught",
         "student",

@@ -68,7 +68,7 @@ def test_a_run_has_a_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None
         (folder / "students" / name / "model.safetensors").read_bytes() for name in ("ensemble", "preference")
     )
     assert first != second
-    assert "Student of the ensemble, second stage" in (folder / "report.html").read_text()
+    assert "Student, second stage" in (folder / "report.html").read_text()
 
     # The endpoint serves the student that came out of it.
     (ref,) = open_run(folder, ("student",)).refs
