@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ensemw2s.config import identity_differences
@@ -51,7 +50,9 @@ def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
     from ray import tune
 
     from ensemw2s.cluster.runner import ray_session
+    from ensemw2s.sweeps.narrator import Narrator, listen
 
+    listen(say)
     _claim(sweep)
     # Trials read files by absolute paths and write nothing into Tune's folders.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -86,7 +87,7 @@ def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
                     storage_path=str(sweep.folder),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=sweep.base.runtime.max_failures),
-                    callbacks=[make_narrator(say)],
+                    callbacks=[Narrator()],
                 ),
             )
         results = tuner.fit()
@@ -226,34 +227,6 @@ def search_algorithm(sweep: Sweep) -> Any:
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     return BasicVariantGenerator(random_state=config.seed, max_concurrent=config.trials_at_once or 0)
-
-
-def make_narrator(say: Say) -> Any:
-    """A Ray Tune callback that says one line for each round and each ended trial."""
-    from ray.tune import Callback
-
-    class Narrator(Callback):
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any) -> None:
-            if result.get("finished"):
-                return
-            say(f"{describe(trial)}: round {result['round']}, {result[METRIC]:.1%} of easy_val right")
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            last = trial.last_result or {}
-            done = sum(t.is_finished() for t in trials)
-            what = "stopped early" if not last.get("finished") else (last.get("failure") or "finished")
-            say(
-                f"{describe(trial)}: {what} at {last.get(METRIC, float('nan')):.1%} ({done} of {len(trials)} so far)"
-            )
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            say(f"{describe(trial)}: its process failed; see {Path(trial.local_path or '').name}/error.txt")
-
-    def describe(trial: Any) -> str:
-        values = ", ".join(f"{key}={shown(value)}" for key, value in trial.config.items())
-        return f"{trial_name(trial.trial_id)} ({values})"
-
-    return Narrator()
 
 
 def shown(value: Any) -> str:
