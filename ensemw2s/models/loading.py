@@ -15,7 +15,7 @@ from ensemw2s.models.classifier import replace_head
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.files import check_weights_exist, first_line, once_per_file, read_config
 from ensemw2s.models.layers import kept_layers, select_layers
-from ensemw2s.models.quiet import quiet
+from ensemw2s.models.quiet import quiet, without_reports
 from ensemw2s.models.sources import ModelSource, resolve_source
 
 
@@ -215,7 +215,8 @@ def _with_adapters(model: Any, lora: LoraConfig, name: str, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
-            return peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
+            with without_reports():
+                return peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(
                 f"lora.target_modules {lora.target_modules!r} do not fit model {name!r}: {first_line(error)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,12 +28,17 @@ def quiet(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def without_reports() -> Iterator[None]:
-    """Only errors of transformers, and none of its bars, inside the block; what others write there comes through."""
+    """Only errors of transformers, and none of its bars, inside the block; what others write there comes through.
+
+    Its warnings of names that it will drop are left out, too: peft and TRL still use them, and users can do nothing about it.
+    """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -20,7 +20,7 @@ from ensemw2s.models.classifier import causal_form, sequence_classifier
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.files import check_weights_exist, first_line, read_config
 from ensemw2s.models.loading import load_model, load_tokenizer, read_weights, ready_to_train, to_device
-from ensemw2s.models.quiet import quiet
+from ensemw2s.models.quiet import quiet, without_reports
 from ensemw2s.models.sources import ModelSource, absolute_path
 from ensemw2s.models.trainable import freeze
 
@@ -239,10 +239,11 @@ def load_peft(adapters: Mapping[str, Path], base: ModelConfig, device: str, dtyp
     model: Any = None
     for name, folder in adapters.items():
         try:
-            if model is None:
-                model = peft.PeftModel.from_pretrained(frozen, str(folder), name, is_trainable=False)
-            else:
-                model.load_adapter(str(folder), name, is_trainable=False)
+            with without_reports():
+                if model is None:
+                    model = peft.PeftModel.from_pretrained(frozen, str(folder), name, is_trainable=False)
+                else:
+                    model.load_adapter(str(folder), name, is_trainable=False)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(
                 f"the saved adapter {folder} does not fit its base {base.path!r}: {first_line(error)}"

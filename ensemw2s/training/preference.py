@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,9 +127,7 @@ def prefer(
     steps = rule.epochs * math.ceil(len(rows) / (micro * accumulation * world_size))
     configs = (model.config, model.generation_config)
     padding = [config.pad_token_id for config in configs]
-    with warnings.catch_warnings(), without_reports():
-        # TRL still asks by the old name whether activations are recomputed.
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_reports():
         arguments = DPOConfig(
             output_dir=str(scratch),
             loss_type=[rule.loss],
@@ -177,8 +174,7 @@ def prefer(
         trainer.model.delete_adapter(REFERENCE)
     begun = time.monotonic()
     latest = _latest(scratch)
-    with warnings.catch_warnings(), without_reports():
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_reports():
         trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
     for config, before in zip(configs, padding, strict=True):
         config.pad_token_id = before

@@ -129,7 +129,7 @@ def test_one_step_is_made_by_hand(tiny_weak: Path, tmp_path: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     np.testing.assert_allclose(report.losses, losses, rtol=1e-4)
     trained = dict(model.named_parameters())
     assert all(torch.allclose(p, trained[n], atol=2e-4) for n, p in ours.named_parameters())
