@@ -1,7 +1,8 @@
-"""The second stage on two Ray Train workers, one of which dies: the student that one process trains."""
+"""The second stage on two Ray Train workers: the student that one process trains, also where a worker dies."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from ensemw2s.models.storage import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MakeConfig = Callable[..., dict[str, Any]]
-KILLED_AT = 12
+# Starting the workers again takes a quarter of a minute: ENSEMW2S_LONG_TESTS=1.
+KILLED_AT = 12 if "ENSEMW2S_LONG_TESTS" in os.environ else None
 
 
 class Killer:
@@ -33,7 +35,7 @@ class Killer:
         self._events: list[str] = []
 
     def note(self, event: ProgressEvent) -> None:
-        if event.done >= KILLED_AT and not self._killed:
+        if KILLED_AT is not None and event.done >= KILLED_AT and not self._killed:
             self._killed = True
             # Of this Ray: others may run on the machine.
             raylet = psutil.Process().parent()
@@ -88,7 +90,7 @@ def test_two_workers_train_what_one_process_does(
     expected = supervisor.train_student(here)
     killer = ray.remote(Killer).options(num_cpus=0).remote()
     (outcome,) = train_with_deepspeed(config, store.folder, [there], store.scratch("group"), 1, killer)
-    assert ray.get(killer.events.remote()) == ["strong_workers_failed"]
+    assert ray.get(killer.events.remote()) == (["strong_workers_failed"] if KILLED_AT is not None else [])
     assert outcome.steps == expected.steps == 20
     assert (outcome.tokens, outcome.flops) == (expected.tokens, expected.flops)
     assert outcome.losses == pytest.approx(expected.losses, abs=2e-4)

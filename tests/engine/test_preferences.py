@@ -50,7 +50,9 @@ def run(config: dict[str, Any]) -> Path:
     return Path(api.run(ExperimentConfig.model_validate(config)).run_dir)
 
 
-def test_a_run_has_a_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None:
+def test_a_run_has_a_second_stage(
+    make_tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its student is another one, is compared with the first, and is found in the cache by the next run."""
     changes = {**SECOND, "runtime__cache": str(tmp_path / "cache")}
     folder = run(make_tiny(tmp_path, **changes))
@@ -74,13 +76,18 @@ def test_a_run_has_a_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None
     (ref,) = open_run(folder, ("student",)).refs
     assert ref.folder == folder / "students" / "preference"
 
+    monkeypatch.setattr("ensemw2s.runs.report.write_report", lambda run_dir: None)
     again = run(make_tiny(tmp_path, name="again", **changes))
     found = [json.loads(line) for line in (again / "events.jsonl").read_text().splitlines()]
     assert "student preference" in {e.get("work") for e in found if e["event"] == "found_in_cache"}
     assert (again / "students" / "preference" / "model.safetensors").read_bytes() == second
 
 
-def test_a_student_that_is_sure_of_nothing_has_no_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None:
+def test_a_student_that_is_sure_of_nothing_has_no_second_stage(
+    make_tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Drawing the report takes longer than all the rest.
+    monkeypatch.setattr("ensemw2s.runs.report.write_report", lambda run_dir: None)
     folder = run(make_tiny(tmp_path, **{**SECOND, "strong__preference": {"least_confidence": 0.999999}}))
     results = json.loads((folder / "results.json").read_text())
     assert results["student_preference"] == results["student_ensemble"]
