@@ -309,6 +309,12 @@ class ExperimentConfig(Section):
                 "strong.preference learns from the questions that the first stage leaves out, and labels.keep_by all leaves out "
                 "none: set labels.keep_by agreement or confidence"
             )
+        batch, workers = self.strong.training.batch_size, self.runtime.strong_workers
+        if self.runtime.executor == "ray" and batch % workers:
+            raise ValueError(
+                f"strong.preference gives every worker the same share of a batch, and strong.training.batch_size {batch} cannot be "
+                f"divided by runtime.strong_workers {workers}: change one of them"
+            )
         if self.strong.model.head == "classifier":
             raise ValueError(
                 "strong.preference compares texts, and strong.model.head classifier has none: use head lm"

@@ -83,6 +83,7 @@ class Pipeline:
             second = self._ask_for_preferences(pool)
         if second:
             self._students((PREFERENCE,))
+            self._check_preferences()
             with self._executor.supervisors() as pool:
                 self._score_students(pool, (PREFERENCE,))
         return self._results(records, ensemble, selected)
@@ -308,12 +309,6 @@ class Pipeline:
         ctx, first = self._ctx, student_system(self._ctx, "ensemble")
         pairs = preference_pairs(ctx, first, rule)
         if not pairs:
-            text = (
-                "strong.preference: the ensemble's student is sure of no question whose label it was not taught, so there is no "
-                "second stage: lower strong.preference.least_confidence or labels.keep"
-            )
-            ctx.warnings.append(text)
-            ctx.say(f"warning: {text}")
             return None
         output = ctx.store.begin(stage) / "students" / PREFERENCE
         start = self._student_ref(first)
@@ -327,6 +322,18 @@ class Pipeline:
             start=start,
             pairs=pairs,
         )
+
+    def _check_preferences(self) -> None:
+        """Warn where there was nothing to prefer; from what is committed, so that a run that goes on says it, too."""
+        ctx = self._ctx
+        if "same_as" not in ctx.store.require(f"student-{PREFERENCE}").info:
+            return
+        text = (
+            "strong.preference: the ensemble's student is sure of no question whose label it was not taught, so there is no "
+            "second stage: lower strong.preference.least_confidence or labels.keep"
+        )
+        ctx.warnings.append(text)
+        ctx.say(f"warning: {text}")
 
     def _student_ref(self, system: str) -> ModelRef:
         return ModelRef("strong", 0, self._ctx.run_dir / "students" / system.removeprefix("student-"))

@@ -6,6 +6,7 @@ TRL. The model as it is when it comes here is the reference; what it says is com
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -50,12 +51,9 @@ class PreferenceReport:
 
 def check_installed() -> None:
     """Raise ConfigError where TRL is missing."""
-    try:
-        import trl  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            'strong.preference needs the package trl: pip install "ensemw2s[preference]"'
-        ) from None
+    # Found, not imported: that takes seconds.
+    if importlib.util.find_spec("trl") is None:
+        raise ConfigError('strong.preference needs the package trl: pip install "ensemw2s[preference]"')
 
 
 def prefer(
@@ -74,6 +72,8 @@ def prefer(
     reading: Callable[[int, int], None] | None = None,
 ) -> PreferenceReport:
     """Train in place, on this process' share of the pairs where there are several processes (torch.distributed).
+
+    Where the last pairs of an epoch do not go round, several processes read some of them twice (accelerate's even batches).
 
     Args:
         model: with gradients where it is to be trained; a ``PeftModel`` has one adapter, ``default``.
@@ -122,9 +122,14 @@ def prefer(
             """What users train is their own business."""
 
     device = next(model.parameters()).device
-    micro = min(training.micro_batch_size, max(1, training.batch_size // world_size))
-    accumulation = max(1, round(training.batch_size / (micro * world_size)))
+    if training.batch_size % world_size:
+        raise ValueError(f"{training.batch_size} pairs cannot be divided evenly by {world_size} processes")
+    share = training.batch_size // world_size
+    # The largest that divides a process' share of a batch, so that a step has batch_size pairs.
+    micro = max(m for m in range(1, min(training.micro_batch_size, share) + 1) if share % m == 0)
+    accumulation = share // micro
     steps = rule.epochs * math.ceil(len(rows) / (micro * accumulation * world_size))
+    begun = time.monotonic()
     configs = (model.config, model.generation_config)
     padding = [config.pad_token_id for config in configs]
     with without_reports():
@@ -172,7 +177,6 @@ def prefer(
     if hasattr(trainer.model, "peft_config"):
         # What it would say is known; checkpoints hold the trained adapter alone.
         trainer.model.delete_adapter(REFERENCE)
-    begun = time.monotonic()
     latest = _latest(scratch)
     with without_reports():
         trainer.train(resume_from_checkpoint=None if latest is None else str(latest))

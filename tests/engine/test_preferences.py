@@ -88,16 +88,28 @@ def test_a_student_that_is_sure_of_nothing_has_no_second_stage(
 ) -> None:
     # Drawing the report takes longer than all the rest.
     monkeypatch.setattr("ensemw2s.runs.report.write_report", lambda run_dir: None)
-    folder = run(make_tiny(tmp_path, **{**SECOND, "strong__preference": {"least_confidence": 0.999999}}))
+    config = make_tiny(tmp_path, **{**SECOND, "strong__preference": {"least_confidence": 0.999999}})
+    folder = run(config)
     results = json.loads((folder / "results.json").read_text())
     assert results["student_preference"] == results["student_ensemble"]
     assert any("lower strong.preference.least_confidence" in text for text in results["warnings"])
+    # A run that was killed before its results were there says so, too.
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for stage in ("results", "report"):
+        del manifest["stages"][stage]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run(config)
+    assert json.loads((folder / "results.json").read_text())["warnings"] == results["warnings"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"labels__keep_by": "all"}, "set labels.keep_by agreement or confidence"),
+        (
+            {"runtime__executor": "ray", "runtime__strong_workers": 3},
+            r"batch_size 8 cannot be divided by runtime.strong_workers 3",
+        ),
         (
             {
                 "strong__model__head": "classifier",

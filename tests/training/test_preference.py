@@ -153,6 +153,16 @@ def test_resumed_is_uninterrupted(tiny_strong: Path, tmp_path: Path, lora: LoraC
     assert all(torch.equal(p, expected[n]) for n, p in resumed.named_parameters())
 
 
+def test_a_step_has_batch_size_pairs(tiny_weak: Path, tmp_path: Path) -> None:
+    """Also where micro_batch_size does not divide it: 12 pairs in batches of 6 are 2 steps."""
+    base = ModelConfig(path=str(tiny_weak))
+    model = load_to_train(saved(tmp_path / "student", base), base, device="cpu")
+    training = TrainingConfig(batch_size=6, micro_batch_size=4)
+    rule = PreferenceConfig(epochs=1)
+    report = prefer(model, load_tokenizer(base), rows_of(), rule, training, seed=1, scratch=tmp_path / "s")
+    assert report.steps == 2
+
+
 def test_a_loss_that_is_not_finite_ends_it(tiny_weak: Path, tmp_path: Path) -> None:
     base = ModelConfig(path=str(tiny_weak))
     model = load_to_train(saved(tmp_path / "student", base), base, device="cpu")
