@@ -15,18 +15,20 @@ import torch
 
 from benchmarks.common import Ratio, make_parser, publish, ratio_table, table
 from benchmarks.endpoint import trained_run
+from ensemw2s.engine.answers import Ensemble
+from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.generation import VotedDecoder
+from ensemw2s.engine.labeling import selected_ensemble
+from ensemw2s.engine.pool import SupervisorPool
+from ensemw2s.opening import local_executor, open_run
 
 TARGET = 0.99
 
 
-def count(run: Path, n_questions: int, n_tokens: int, top_k: int) -> tuple[int, int, int, list[list[int]]]:
+def count(
+    ctx: RunContext, ensemble: Ensemble, pool: SupervisorPool, n_questions: int, n_tokens: int, top_k: int
+) -> tuple[int, int, int, list[list[int]]]:
     """Tokens that were certified at once, asked about again, and decided by whole rows; and the answers."""
-    from ensemw2s.engine.generation import VotedDecoder
-    from ensemw2s.engine.labeling import selected_ensemble
-    from ensemw2s.opening import local_executor, open_run
-
-    ctx = open_run(run, lambda event: None)
-    ensemble, pool = selected_ensemble(ctx), local_executor(ctx).pool()
     decoder = VotedDecoder(
         pool,
         ensemble.refs,
@@ -58,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not arguments.quick:
                 parser.error("give a finished run: --run RUN")
             run, questions = trained_run(Path(folder), arguments.threads), 4
-        counted = {k: count(run, questions, arguments.tokens, k) for k in arguments.top_k}
+        ctx = open_run(run, lambda event: None)
+        # The members are loaded once.
+        ensemble, pool = selected_ensemble(ctx), local_executor(ctx).pool()
+        counted = {k: count(ctx, ensemble, pool, questions, arguments.tokens, k) for k in arguments.top_k}
     answers = [found[3] for found in counted.values()]
     if any(other != answers[0] for other in answers):
         raise SystemExit(

@@ -24,7 +24,6 @@ from ensemw2s.runs.mirror import Storage
 from ensemw2s.runs.store import RunStore, run_store, write_atomic
 from ensemw2s.settings import absolute_paths, dump_config
 from ensemw2s.training.deepspeed import choose_accelerator
-from ensemw2s.training.preference import check_installed
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
             "labels.keep_by agreement needs multiple-choice data: this data has no choices; use confidence or all"
         )
     if config.strong.preference is not None:
+        from ensemw2s.training.preference import check_installed
+
         if splits.samples["easy_train"][0].choices is None:
             raise ConfigError("strong.preference compares choices, and this data has none: leave it out")
         check_installed()
