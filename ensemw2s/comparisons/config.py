@@ -76,7 +76,7 @@ class Comparison:
             f"name=variant-{index:02d}-seed-{seed}",
             f"seed={seed}",
             f"runs_dir={self.folder / 'runs'}",
-            f"runtime.cache={self.folder / 'cache'}",
+            f"runtime.cache={self.base.runtime.cache or self.folder / 'cache'}",
         ]
         return config_from_mapping(
             self.base.model_dump(mode="json"), [*assignments(self.config.variants[variant]), *placed]

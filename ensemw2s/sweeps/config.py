@@ -136,6 +136,11 @@ class Sweep:
         return Path(self.base.runs_dir) / self.config.name
 
     @property
+    def cache(self) -> str:
+        """Folder of the work that trials share: the experiment's own cache where it names one."""
+        return self.base.runtime.cache or str(self.folder / "cache")
+
+    @property
     def most_rounds(self) -> int:
         """Rounds of the longest trial."""
         swept = self.config.parameters.get("boosting.rounds")

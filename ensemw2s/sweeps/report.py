@@ -22,7 +22,6 @@ from ensemw2s.runs.report_render import page
 from ensemw2s.runs.store import write_atomic
 from ensemw2s.settings import dump_config
 from ensemw2s.sweeps.config import Sweep
-from ensemw2s.sweeps.trial import CACHE
 from ensemw2s.sweeps.tuning import TrialOutcome, as_rows, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,7 +42,7 @@ def write_sweep_report(sweep: Sweep, outcomes: list[TrialOutcome]) -> None:
     if best is not None:
         config = sweep.trial(best.values, name=f"{sweep.config.name}-best")
         # The run continues from what the trials computed.
-        runtime = config.runtime.model_copy(update={"cache": str(folder / CACHE)})
+        runtime = config.runtime.model_copy(update={"cache": sweep.cache})
         text = dump_config(config.model_copy(update={"runs_dir": sweep.base.runs_dir, "runtime": runtime}))
         write_atomic(folder / BEST, text)
     keys = list(sweep.config.parameters)

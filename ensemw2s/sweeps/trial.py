@@ -10,7 +10,6 @@ from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.sweeps.config import Sweep
 
 METRIC = "easy_val_accuracy"
-CACHE = "cache"
 
 
 def trial_name(trial_id: str) -> str:
@@ -55,7 +54,7 @@ def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
 
 def _placed(config: ExperimentConfig, sweep: Sweep, threads: int) -> ExperimentConfig:
     """A trial's configuration for its process: no Ray inside, shared work, its share of the cores."""
-    update: dict[str, Any] = {"executor": "local", "cache": str(sweep.folder / CACHE)}
+    update: dict[str, Any] = {"executor": "local", "cache": sweep.cache}
     if config.runtime.threads == "auto":
         update["threads"] = threads
     return config.model_copy(update={"runtime": config.runtime.model_copy(update=update)})

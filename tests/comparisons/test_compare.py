@@ -49,6 +49,16 @@ def compared(make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.mark.parametrize(
+    ("overrides", "cache"), [([], "runs/ways/cache"), (["runtime.cache=/elsewhere/work"], "/elsewhere/work")]
+)
+def test_where_shared_work_lies(
+    make_tiny: MakeConfig, tmp_path: Path, overrides: list[str], cache: str
+) -> None:
+    comparison = load_comparison(write(tmp_path, make_tiny), overrides)
+    assert comparison.run("bagged", 4).runtime.cache == str(tmp_path / cache)
+
+
 def accuracy(folder: Path, system: str) -> float:
     rows = pq.read_table(folder / "predictions" / "test.parquet").to_pylist()
     return float(np.mean([row[system] == row["truth"] for row in rows]))

@@ -30,6 +30,9 @@ def test_a_trial_is_the_base_with_its_values(make_tiny: MakeConfig, tmp_path: Pa
     assert (trial.boosting.rounds, trial.boosting.learning_rate, trial.seed) == (3, 0.5, 9)
     assert trial.runs_dir == str(tmp_path / "runs" / "s" / "trials")
     assert sweep.trial({"boosting.learning_rate": 1.0}, name="a").identity() == sweep.base.identity()
+    assert sweep.cache == str(tmp_path / "runs" / "s" / "cache")
+    given = load_sweep(tmp_path / "sweep.yaml", ["runtime.cache=/elsewhere/work"])
+    assert given.cache == "/elsewhere/work"
 
 
 @pytest.mark.parametrize(
