@@ -364,7 +364,8 @@ class StepDecoder:
             **extra,
         )
         probs = output.logits[:, -tail:].float().softmax(dim=-1)
-        if bool(torch.isnan(probs).any()):
+        # A softmax is NaN in all places or in none.
+        if bool(torch.isnan(probs[..., 0]).any()):
             raise ModelError(
                 "the model's probabilities are not numbers (NaN): its training diverged, lower the "
                 "learning rate or use float32"

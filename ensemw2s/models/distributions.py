@@ -10,6 +10,7 @@ import torch
 
 from ensemw2s.errors import ModelError
 from ensemw2s.models.scoring import ScoreRequest, all_tails
+from ensemw2s.models.topk import largest
 
 
 def top_tokens(
@@ -29,7 +30,7 @@ def top_tokens(
     ids = np.empty((n_tokens, k), dtype=np.int32)
     with torch.inference_mode():
         for tail in all_tails(model, requests, batch_tokens=batch_tokens, progress=progress):
-            ids[tail.output] = tail.at_targets().topk(k).indices.int().cpu().numpy()
+            ids[tail.output] = largest(tail.at_targets(), k)[1].int().cpu().numpy()
     return ids
 
 

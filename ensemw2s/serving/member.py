@@ -48,7 +48,8 @@ class TextReader(StepDecoder):
         wanted = torch.from_numpy(mask[:, 1:].copy()).to(self._device)
         self._probs = logits[:, :-1][wanted].float().softmax(dim=-1)
         self._lengths = np.zeros(len(self._probs), dtype=np.int64)
-        if bool(torch.isnan(self._probs).any()):
+        # A softmax is NaN in all places or in none.
+        if bool(torch.isnan(self._probs[:, 0]).any()):
             raise ModelError("the model's probabilities are not numbers (NaN): its training diverged")
 
 
