@@ -22,6 +22,7 @@ from ensemw2s.core.metrics import (
 from ensemw2s.engine.answers import Answers, Ensemble, correct, ensemble_answers, model_answers
 from ensemw2s.engine.boosting import MemberRecord, unit_weights
 from ensemw2s.engine.checks import chance, label_correct, taught_rows
+from ensemw2s.engine.choice_scoring import other_choice_scores
 from ensemw2s.engine.context import FEW_SHOT, RunContext
 from ensemw2s.engine.diagnostics import diagnose
 from ensemw2s.engine.difficulty import describe_difficulty
@@ -85,21 +86,27 @@ def extra_systems(ctx: RunContext) -> dict[str, str]:
     return found
 
 
-def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) -> dict[str, Answers]:
-    """Every system's answers to a split, from what is committed."""
+def system_files(ctx: RunContext, ensemble: Ensemble) -> dict[str, str]:
+    """Every system that is one model, and the name of its score files."""
     from ensemw2s.engine.pipeline import student_system
 
     return {
-        "weak_zero_shot": model_answers(ctx, "weak-0", split),
-        "weak_single": ensemble_answers(ctx, ensemble.first(1), split),
-        "weak_ensemble": ensemble_answers(ctx, voting_ensemble(ctx, ensemble, selected), split),
-        "strong_zero_shot": model_answers(ctx, "strong", split),
-        "strong_on_easy": model_answers(ctx, student_system(ctx, "on_easy"), split),
-        "student_single": model_answers(ctx, student_system(ctx, "single"), split),
-        "student_ensemble": model_answers(ctx, student_system(ctx, "ensemble"), split),
-        "ceiling": model_answers(ctx, student_system(ctx, "ceiling"), split),
-        **{name: model_answers(ctx, files, split) for name, files in extra_systems(ctx).items()},
+        "weak_zero_shot": "weak-0",
+        "weak_single": ensemble.systems[0],
+        "strong_zero_shot": "strong",
+        "strong_on_easy": student_system(ctx, "on_easy"),
+        "student_single": student_system(ctx, "single"),
+        "student_ensemble": student_system(ctx, "ensemble"),
+        "ceiling": student_system(ctx, "ceiling"),
+        **extra_systems(ctx),
     }
+
+
+def all_answers(ctx: RunContext, ensemble: Ensemble, selected: int, split: str) -> dict[str, Answers]:
+    """Every system's answers to a split, from what is committed."""
+    found = {name: model_answers(ctx, files, split) for name, files in system_files(ctx, ensemble).items()}
+    found["weak_ensemble"] = ensemble_answers(ctx, voting_ensemble(ctx, ensemble, selected), split)
+    return {name: found[name] for name in (*SYSTEMS, *extra_systems(ctx))}
 
 
 def build_results(
@@ -150,7 +157,12 @@ def build_results(
         "taught_label_accuracy": {
             t: _interval(ctx, label_correct(ctx, t)[taught_rows(ctx, t)]) for t in TEACHERS
         },
-        "diagnostics": diagnose(ctx, ensemble, selected, answers),
+        "diagnostics": {
+            **diagnose(ctx, ensemble, selected, answers),
+            "choice_scores": other_choice_scores(
+                ctx, voting_ensemble(ctx, ensemble, selected), system_files(ctx, ensemble)
+            ),
+        },
         "difficulty": describe_difficulty(ctx, right),
         "warnings": [*data_info["warnings"], *ctx.warnings, *map(lost_sentence, lost)],
     }

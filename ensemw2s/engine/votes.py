@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ensemw2s.core.calibration import fit_temperature
 from ensemw2s.core.label_models import ChoiceVotes, Labels, Validation, label
-from ensemw2s.core.voting import choice_scores, mixture_logprob
+from ensemw2s.core.voting import ScoreHow, choice_scores, mixture_logprob
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.pool import Pending, SupervisorPool
@@ -127,26 +127,37 @@ def read_scores(ctx: RunContext, system: str, split: str) -> np.ndarray:
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
 
 
-def answer_choices(ctx: RunContext, data: EncodedSplit, logprobs: np.ndarray) -> ChoiceAnswers:
-    """Pick an answer a sample from the log-probabilities of its choices' tokens, (n choice tokens,)."""
-    how = ctx.config.vote.choice_score
-    scores = choice_scores(logprobs, data.choice_token_offsets, how, data.choice_bytes)
+def answer_choices(
+    ctx: RunContext, data: EncodedSplit, logprobs: np.ndarray, how: ScoreHow | None = None
+) -> ChoiceAnswers:
+    """Pick an answer a sample from the log-probabilities of its choices' tokens, (n choice tokens,); the score of a choice
+    is ``how``, by default the configured one."""
+    scores = choice_scores(
+        logprobs, data.choice_token_offsets, how or ctx.config.vote.choice_score, data.choice_bytes
+    )
     return ChoiceAnswers.of(Labels.from_scores(scores, data.choice_offsets))
 
 
-def system_choices(ctx: RunContext, system: str, split: str) -> ChoiceAnswers:
+def system_choices(ctx: RunContext, system: str, split: str, how: ScoreHow | None = None) -> ChoiceAnswers:
     """The answers of one model."""
-    return answer_choices(ctx, ctx.side_splits(system)[split], read_scores(ctx, system, split))
+    return answer_choices(ctx, ctx.side_splits(system)[split], read_scores(ctx, system, split), how)
 
 
-def vote_choices(ctx: RunContext, systems: list[str], alphas: np.ndarray, split: str) -> ChoiceAnswers:
+def vote_choices(
+    ctx: RunContext, systems: list[str], alphas: np.ndarray, split: str, how: ScoreHow | None = None
+) -> ChoiceAnswers:
     """The answers of a vote on a split, from what is stored; see :func:`vote`."""
     logprobs = np.stack([read_scores(ctx, s, split) for s in systems])
-    return vote(ctx, systems, alphas, ctx.splits[split], logprobs)
+    return vote(ctx, systems, alphas, ctx.splits[split], logprobs, how)
 
 
 def vote(
-    ctx: RunContext, systems: list[str], alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray
+    ctx: RunContext,
+    systems: list[str],
+    alphas: np.ndarray,
+    data: EncodedSplit,
+    logprobs: np.ndarray,
+    how: ScoreHow | None = None,
 ) -> ChoiceAnswers:
     """The answers of a vote; by default weighted, each choice scored by its tokens under the members' mixture
     (EnsemW2S, arXiv 2410.04571), else by the configured label model (:mod:`ensemw2s.core.label_models`).
@@ -156,14 +167,16 @@ def vote(
         alphas: (T,) their weights.
         data: the questions.
         logprobs: (T, n choice tokens) the members' log-probabilities. With one member there is nothing to vote on.
+        how: score of a choice, by default the configured one.
     """
     rule = ctx.config.vote
+    how = how or rule.choice_score
     if len(systems) == 1 or (rule.label_model == "weighted" and not rule.calibrate):
-        return answer_choices(ctx, data, mixture_logprob(logprobs, alphas))
-    votes = _choice_votes(ctx, alphas, data, logprobs)
+        return answer_choices(ctx, data, mixture_logprob(logprobs, alphas), how)
+    votes = _choice_votes(alphas, data, logprobs, how)
     known_data = ctx.splits["easy_val"]
     known_logprobs = np.stack([read_scores(ctx, s, "easy_val") for s in systems])
-    known, truth = _choice_votes(ctx, alphas, known_data, known_logprobs), known_data.answers
+    known, truth = _choice_votes(alphas, known_data, known_logprobs, how), known_data.answers
     if rule.calibrate:
         fits = [fit_temperature(member, known.offsets, truth) for member in known.logprobs]
         temperatures = [fit.temperature for fit in fits]
@@ -171,10 +184,7 @@ def vote(
     return ChoiceAnswers.of(label(rule.label_model, votes, Validation(known, truth)))
 
 
-def _choice_votes(
-    ctx: RunContext, alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray
-) -> ChoiceVotes:
-    how = ctx.config.vote.choice_score
+def _choice_votes(alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray, how: ScoreHow) -> ChoiceVotes:
     return ChoiceVotes.from_token_logprobs(
         logprobs, data.choice_token_offsets, data.choice_offsets, alphas, how, data.choice_bytes
     )

@@ -68,6 +68,39 @@ def diversity(results: Results) -> Table | None:
     return Table("Diversity of the members", header, rows, frozenset({1, 2, 3, 4}), [note]) if rows else None
 
 
+_SCORES = {"sum": "sum of log-probabilities", "mean": "mean over tokens", "bytes": "sum per byte"}
+_SCORED = ("weak_single", "weak_ensemble", "student_single", "student_ensemble", "ceiling")
+
+
+def choice_scores(results: Results) -> Table | None:
+    """Accuracies had choices been scored in another way, by split; with what easy_val says of it."""
+    found = _part(results, "choice_scores")
+    if not found:
+        return None
+    own, accuracy = found["configured"], found["accuracy"]
+    splits = [s for s in ordered_splits(accuracy) if s != LABELS] + [s for s in accuracy if s == LABELS]
+    rows = [
+        [
+            split if split != LABELS else f"{LABELS} (the labels)",
+            _SCORES[how] + (" (this run)" if how == own else ""),
+            *(percent(systems[name]) if name in systems else NOTHING for name in _SCORED),
+        ]
+        for split in splits
+        for how, systems in accuracy[split].items()
+    ]
+    header = ["questions", "score of a choice", *(BY_KEY[name].label for name in _SCORED)]
+    notes = [
+        "From the stored log-probabilities; the labels were given with this run's score, and students learned from them."
+    ]
+    for how, gap in found["differences"].items():
+        if gap["low"] > 0:
+            notes.append(
+                f"On easy_val the vote is better with the {_SCORES[how]} ({points(gap['difference'])} points, {points(gap['low'])} to "
+                f"{points(gap['high'])}): try vote.choice_score={how}."
+            )
+    return Table("Another score of a choice", header, rows, frozenset(range(2, len(header))), notes)
+
+
 def shared(results: Results) -> list[Table]:
     """By split: what becomes of the questions on which members agree on one wrong answer."""
     tables = []

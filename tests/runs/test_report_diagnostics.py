@@ -51,11 +51,37 @@ def test_the_figure_in_words(results: dict[str, Any]) -> None:
     assert "None" not in text
 
 
+@pytest.mark.parametrize(("low", "advised"), [(0.01, True), (-0.01, False)])
+def test_another_score_of_a_choice_is_advised_where_it_is_better(
+    results: dict[str, Any], low: float, advised: bool
+) -> None:
+    accuracies = {"weak_single": 0.5, "weak_ensemble": 0.6}
+    results["diagnostics"]["choice_scores"] = {
+        "configured": "sum",
+        "accuracy": {
+            "easy_val": {"sum": accuracies, "mean": {**accuracies, "weak_ensemble": 0.625}},
+            "hard_train": {"sum": accuracies, "mean": accuracies},
+        },
+        "differences": {"mean": {"difference": 0.025, "low": low, "high": 0.04}},
+    }
+    table = report_diagnostics.choice_scores(results)
+    assert table is not None
+    assert [list(row)[:4] for row in table.rows] == [
+        ["easy_val", "sum of log-probabilities (this run)", "50.0 %", "60.0 %"],
+        ["easy_val", "mean over tokens", "50.0 %", "62.5 %"],
+        ["hard_train (the labels)", "sum of log-probabilities (this run)", "50.0 %", "60.0 %"],
+        ["hard_train (the labels)", "mean over tokens", "50.0 %", "60.0 %"],
+    ]
+    text = " ".join(table.notes)
+    assert ("+2.5 points, +1.0 to +4.0): try vote.choice_score=mean" in text) is advised
+
+
 @pytest.mark.parametrize("diagnostics", [None, {}])
 def test_older_results_show_none(results: dict[str, Any], diagnostics: Any) -> None:
     results["diagnostics"] = diagnostics
     assert report_diagnostics.calibration(results) is report_diagnostics.diversity(results) is None
     assert report_diagnostics.shared(results) == []
+    assert report_diagnostics.choice_scores(results) is None
     assert report_diagnostics.rounds(results) is None
     del results["diagnostics"]
     assert report_diagnostics.calibration(results) is None
