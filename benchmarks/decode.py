@@ -28,7 +28,7 @@ from ensemw2s.models.device import pick_device, resolve_dtype
 from ensemw2s.models.facts import inspect_model
 
 ALPHAS = np.array([1.0, 0.8, 0.7, 0.5])
-TOP_K = 64
+TOP_K = 32
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class VoteConfig(Section):
         ("\n",), description="strings that end a generated answer, beside end-of-text"
     )
     top_k: PositiveInt = Field(
-        64, description="tokens per member and step that are sent for the certified vote"
+        32, description="tokens per member and step that are sent for the certified vote"
     )
 
 

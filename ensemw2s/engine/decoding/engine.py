@@ -67,7 +67,7 @@ class VotingEngine:
         *,
         decode: Callable[[list[int]], str] | None = None,
         eos_ids: Sequence[int] = (),
-        top_k: int = 64,
+        top_k: int = 32,
         batch_tokens: int = 16384,
         max_rows: int = 256,
         enter_together: int = 1,
