@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensemw2s.engine.packing import Packed
 from ensemw2s.training.share import Share
 
 Side = Literal["weak", "strong"]
@@ -139,7 +140,7 @@ class TokenValues:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Packed):
     """One member's say on the next token of each row: ids (b, k) int32, probs (b, k) float32, residual (b,) float32.
 
     ``residual`` bounds the probability of every token that was not sent.

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ensemw2s.core.sampling import SamplingParams
+from ensemw2s.engine.packing import Packed
 from ensemw2s.engine.tasks import TopK
 
 Finish = Literal["stop", "length", "eos"]
@@ -153,7 +154,7 @@ class DecodeCounts:
 
 
 @dataclass(frozen=True, eq=False)
-class MemberStep:
+class MemberStep(Packed):
     """One call to one member.
 
     Attributes:
@@ -183,7 +184,7 @@ class MemberStep:
 
 
 @dataclass(frozen=True, eq=False)
-class MemberReply:
+class MemberReply(Packed):
     """The answer: the most probable tokens at the distributions of all rows, and the drawn tokens, (d,) int64."""
 
     top: TopK
