@@ -9,10 +9,10 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format docs clean preflight
+.PHONY: help setup demo test test-long lint format docs clean preflight
 
 help: ## show these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## create .venv with everything that development and tests need
 
@@ -22,6 +22,9 @@ demo: $(VENV)/.installed-demo ## the whole pipeline on a small real model, offli
 # The demo's model and question generator are tested, too.
 test: $(VENV)/.installed-demo ## set up and run all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
+test-long: $(VENV)/.installed-demo ## the tests of a minute and more that "make test" leaves out
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.installed ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

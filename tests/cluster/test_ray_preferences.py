@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,18 @@ from ensemw2s.models.storage import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MakeConfig = Callable[..., dict[str, Any]]
-# Two workers, one of which dies, take half a minute more: ENSEMW2S_LONG_TESTS=1.
-LONG = "ENSEMW2S_LONG_TESTS" in os.environ
-WORKERS = 2 if LONG else 1
 KILLED_AT = 12
 
 
 class Killer:
-    """Stands where the coordinator receives progress: kills a worker when the training has got so far, and keeps what happened."""
+    """Stands where the coordinator receives progress: keeps what happened and, if it is to, kills a worker once."""
 
-    def __init__(self) -> None:
-        self._killed = False
+    def __init__(self, kills: bool) -> None:
+        self._killed = not kills
         self._events: list[str] = []
 
     def note(self, event: ProgressEvent) -> None:
-        if LONG and event.done >= KILLED_AT and not self._killed:
+        if event.done >= KILLED_AT and not self._killed:
             self._killed = True
             # Of this Ray: others may run on the machine.
             raylet = psutil.Process().parent()
@@ -52,10 +48,11 @@ class Killer:
         return self._events
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_workers_train_what_one_process_does(
-    ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path
+    ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path, workers: int
 ) -> None:
-    """A batch of 8 pairs, on two workers 2 x 2 x 2: sums run in another order there."""
+    """A batch of 8 pairs; on two workers, one of which dies, 2 x 2 x 2: sums run in another order there."""
     import ray
 
     config = api.as_config(
@@ -65,7 +62,7 @@ def test_workers_train_what_one_process_does(
                 labels__keep_by="agreement",
                 strong__preference={"learning_rate": 1e-3, "epochs": 4},
                 strong__training__micro_batch_size=2,
-                runtime={"device": "cpu", "threads": 1, "strong_workers": WORKERS, "checkpoint_steps": 5},
+                runtime={"device": "cpu", "threads": 1, "strong_workers": workers, "checkpoint_steps": 5},
             )
         )
     )
@@ -90,14 +87,14 @@ def test_workers_train_what_one_process_does(
     )
     supervisor = WeakSupervisor(config, store.folder, threads=1, report=lambda event: None)
     expected = supervisor.train_student(here)
-    killer = ray.remote(Killer).options(num_cpus=0).remote()
+    killer = ray.remote(Killer).options(num_cpus=0).remote(workers > 1)
     (outcome,) = train_with_deepspeed(config, store.folder, [there], store.scratch("group"), 1, killer)
-    assert ray.get(killer.events.remote()) == (["strong_workers_failed"] if LONG else [])
+    assert ray.get(killer.events.remote()) == (["strong_workers_failed"] if workers > 1 else [])
     assert outcome.steps == expected.steps == 20
     assert (outcome.tokens, outcome.flops) == (expected.tokens, expected.flops)
     assert outcome.losses == pytest.approx(expected.losses, abs=2e-4)
     weights, others = (load_file(task.output / "model.safetensors") for task in (here, there))
     start = load_file(first / "model.safetensors")
-    close = 1e-4 if WORKERS > 1 else 0.0
+    close = 1e-4 if workers > 1 else 0.0
     assert all(torch.allclose(weights[n], others[n], atol=close, rtol=0.0) for n in weights)
     assert max(float((weights[n] - start[n]).abs().max()) for n in weights) > 3e-3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,11 @@ def second_node(ray_cluster: None) -> Iterator[Any]:
         cluster.remove_node(node)
 
 
+@pytest.mark.parametrize("until", ["labels", pytest.param("results", marks=pytest.mark.long)])
 def test_nodes_without_a_shared_disk_make_the_same_run(
-    second_node: Any, s3: S3, make_tiny: MakeConfig, tmp_path: Path
+    second_node: Any, s3: S3, make_tiny: MakeConfig, tmp_path: Path, until: Until
 ) -> None:
-    """Members and votes bit for bit (float32, one thread); the students, too, where ENSEMW2S_LONG_TESTS is set."""
-    until: Until = "results" if os.environ.get("ENSEMW2S_LONG_TESTS") else "labels"
+    """Members and votes bit for bit (float32, one thread); in the long test the students, too."""
     local = api.run(ExperimentConfig.model_validate(make_tiny(tmp_path, **SETTINGS)), until=until)
     runtime = {
         "executor": "ray",

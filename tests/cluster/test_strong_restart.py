@@ -19,7 +19,7 @@ from ensemw2s.engine.encoded import EncodedSplits
 from ensemw2s.engine.prepare import begin_run, check_directory, prepare
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 MakeConfig = Callable[..., dict[str, Any]]
 
 

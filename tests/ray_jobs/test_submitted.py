@@ -153,6 +153,7 @@ def test_without_a_token_a_refused_job_fails_with_its_one_line(config_file: Path
     assert "Traceback" not in log
 
 
+@pytest.mark.long
 def test_with_a_token_a_stopped_job_goes_on_when_it_is_submitted_again(
     config_file: Path, tmp_path: Path
 ) -> None:

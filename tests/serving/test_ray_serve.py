@@ -174,7 +174,7 @@ def test_what_is_under_way_is_finished_when_the_application_is_taken_away(url: s
     assert answers[0].json()["usage"]["completion_tokens"] == 110
 
 
-@pytest.mark.skipif("ENSEMW2S_LONG_TESTS" not in os.environ, reason="half a minute: ENSEMW2S_LONG_TESTS=1")
+@pytest.mark.long
 def test_two_copies_share_the_requests(url: str, served_run: Path, client: Any) -> None:
     """Both answer as one does, though each decodes on members of its own."""
     from ray import serve
@@ -219,7 +219,7 @@ def test_two_copies_share_the_requests(url: str, served_run: Path, client: Any) 
         undeploy(False)
 
 
-@pytest.mark.skipif("ENSEMW2S_LONG_TESTS" not in os.environ, reason="two minutes: ENSEMW2S_LONG_TESTS=1")
+@pytest.mark.long
 def test_copies_come_with_load(url: str, served_run: Path, client: Any) -> None:
     """The vote gets a second copy when the first one is busy, and then the members; every answer is the same."""
     from ensemw2s.serving.ray_server import deploy, undeploy
