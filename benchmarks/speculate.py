@@ -118,9 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for count in arguments.rows:
             for kind, (prompts, drafter) in kinds.items():
                 runs: dict[str, list[Decoded]] = {"drafted": [], "a token a step": []}
-                for _ in range(repeats):
-                    runs["drafted"].append(decode(pool, prompts[:count], n_tokens, drafter()))
-                    runs["a token a step"].append(decode(pool, prompts[:count], n_tokens, None))
+                for turn in range(repeats):
+                    # Each goes first every other time.
+                    for who in list(runs)[:: -1 if turn % 2 else 1]:
+                        used = drafter() if who == "drafted" else None
+                        runs[who].append(decode(pool, prompts[:count], n_tokens, used))
                 ours, plain = runs["drafted"][0], runs["a token a step"][0]
                 same = float(np.mean(np.array(ours.tokens) == np.array(plain.tokens)))
                 middle = {name: median(run.seconds for run in done) for name, done in runs.items()}

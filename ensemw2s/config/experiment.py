@@ -218,10 +218,11 @@ class RuntimeConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         2, description="restarts of a died worker before the run stops"
     )
-    speculate: Literal["off", "ngram"] = Field(
-        "off",
+    speculate: Literal["auto", "off", "ngram"] = Field(
+        "auto",
         description="free answers: tokens that may come next are drafted where the text has said the same before (ngram), and one "
-        "step of all members decides on them; the answers are the same (in float32), the steps fewer",
+        "step of all members decides on them; the answers are the same (in float32), the steps fewer; auto: ngram where members "
+        "compute in float32",
     )
     share_bases: bool = Field(
         True,
@@ -334,10 +335,10 @@ class ExperimentConfig(Section):
                 "boosting.prior classes is one of a vocabulary, and members with vote.alignment bytes may have several: use unigram, "
                 "pretrained or warmup"
             )
-        if self.runtime.speculate != "off":
+        if self.runtime.speculate == "ngram":
             raise ValueError(
                 f"runtime.speculate {self.runtime.speculate} drafts tokens, and vote.alignment bytes votes on bytes: set "
-                "runtime.speculate off"
+                "runtime.speculate off or auto"
             )
         return self
 

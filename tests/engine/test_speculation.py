@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -205,16 +206,25 @@ def test_the_text_itself_drafts(models: list[Any]) -> None:
     ids = np.tile(np.array([7, 8, 9, 10], dtype=np.int32), 6)
     for prompts in ([ids], [ids, ids[:9], np.array([1, 2])]):
         answers, counts = [], []
-        for speculate in ("off", "ngram"):
+        for speculate in ("off", "ngram", "auto"):
             voting = engine(models, speculate=speculate, eos_ids=())
             numbers = [voting.add(DecodeRequest(p, 20, eos_ids=())) for p in prompts]
             outputs = run(voting)
             answers.append([tokens_of(outputs[n]) for n in numbers])
             counts.append(voting.counts)
-        assert answers[0] == answers[1]
+        assert answers[0] == answers[1] == answers[2]
         assert counts[0].drafted == 0
+        assert counts[1].drafted == counts[2].drafted > 0
     with pytest.raises(ValueError, match="off or ngram"):
         engine(models, speculate="always")
+
+
+@pytest.mark.parametrize(("speculate", "drafts"), [("auto", False), ("ngram", True)])
+def test_half_precision_drafts_only_when_it_is_told_to(speculate: str, drafts: bool) -> None:
+    voting = engine([copy.deepcopy(model).bfloat16() for model in voters()], speculate=speculate, eos_ids=())
+    voting.add(DecodeRequest(np.tile(np.array([7, 8, 9, 10], dtype=np.int32), 6), 20, eos_ids=()))
+    run(voting)
+    assert (voting.counts.drafted > 0) is drafts
 
 
 def test_what_followed_before_is_proposed() -> None:

@@ -102,7 +102,10 @@ def test_it_votes_and_survives_the_death_of_a_member(url: str, client: Any) -> N
     )
     again = post(url, "/v1/completions", whole)
     assert again.headers["x-ensemw2s-members"] == "2/2"
-    assert again.json()["choices"] == answer.json()["choices"]
+    # What was drafted before changes how many tokens are read at a time, and with that the last bits.
+    once_more = again.json()["choices"][0]
+    assert once_more["text"] == there["text"]
+    assert once_more["logprobs"]["token_logprobs"] == pytest.approx(logs[0], abs=1e-5)
 
 
 def test_a_client_that_goes_away_frees_its_rows(url: str) -> None:

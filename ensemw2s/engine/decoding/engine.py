@@ -11,6 +11,7 @@ What a request gives does not depend on the others (in float32, but for probabil
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -34,6 +35,9 @@ from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.errors import ModelError
 
+#: Relative distance of neighbouring float32 numbers.
+FLOAT32 = float(np.finfo(np.float32).eps)
+
 #: Logits are about as large as this, and rounded to their format's digits: the lead that rounding may hide, in units of it.
 LOGIT_SIZE = 16.0
 
@@ -56,7 +60,8 @@ class VotingEngine:
         quorum: how many members must be left for the others to go on without one that has failed for good; None:
             such a failure is raised.
         speculate: what drafts tokens that one step then decides together; ngram: what followed the same words before in the
-            text. Requests that sample have none.
+            text; auto: the same where members compute in float32, as in coarser formats a batch of another shape may give another
+            answer. Requests that sample have none.
     """
 
     def __init__(
@@ -85,9 +90,10 @@ class VotingEngine:
             raise ValueError("top_k, batch_tokens and max_rows must be at least 1")
         self.counts = DecodeCounts()
         self._members = Members(pool, members, top_k=top_k, quorum=quorum, counts=self.counts)
-        if speculate not in ("off", "ngram"):
-            raise ValueError(f"speculate must be off or ngram, got {speculate!r}")
-        self._drafter = NgramDrafter() if speculate == "ngram" else None
+        if speculate not in ("auto", "off", "ngram"):
+            raise ValueError(f"speculate must be auto, off or ngram, got {speculate!r}")
+        self._drafter = None if speculate == "off" else NgramDrafter()
+        self._coarsest = FLOAT32 if speculate == "auto" else math.inf
         self._decode, self._eos = decode, tuple(int(e) for e in eos_ids)
         self._batch_tokens, self._max_rows = batch_tokens, max_rows
         self._enter_together = enter_together
@@ -205,9 +211,10 @@ class VotingEngine:
 
     def _drafts(self) -> dict[int, list[int]]:
         """Tokens that may come next, by request: no more than the answer and the context have room for."""
-        if self._drafter is None or not self.facts().can_enter:
+        facts = self.facts()
+        if self._drafter is None or not facts.can_enter or facts.rounding > self._coarsest:
             return {}
-        context = self.facts().max_positions
+        context = facts.max_positions
         most: dict[int, int] = {}
         for i, running in self._active.items():
             made = len(running.tokens)

@@ -13,7 +13,7 @@ from ensemw2s.engine.tasks import TopK
 
 Finish = Literal["stop", "length", "eos"]
 Path = Literal["certified", "candidates", "wider", "full", "drawn"]
-Speculate = Literal["off", "ngram"]
+Speculate = Literal["auto", "off", "ngram"]
 PATHS: tuple[Path, ...] = ("certified", "candidates", "wider", "full", "drawn")
 
 
