@@ -85,8 +85,8 @@ class VoteConfig(Section):
     """How members' predictions become labels."""
 
     choice_score: Literal["sum", "mean", "bytes"] = Field(
-        "sum",
-        description="score of a choice: sum of its tokens' log-probabilities, their mean, or the sum per byte",
+        "mean",
+        description="score of a choice: mean of its tokens' log-probabilities, their sum, or the sum per byte",
     )
     rounds: Literal["validation", "all"] | PositiveInt = Field(
         "validation", description="how many members vote: the number best on easy_val, all, or a fixed number"

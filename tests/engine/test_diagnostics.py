@@ -70,32 +70,29 @@ def test_shared_errors_count_every_question(run: api.RunResult) -> None:
 
 def test_the_configured_score_of_a_choice_gives_the_accuracies(run: api.RunResult) -> None:
     found = run.results["diagnostics"]["choice_scores"]
-    assert found["configured"] == "sum"
-    own = found["accuracy"]["test"]["sum"]
+    assert found["configured"] == "mean"
+    own = found["accuracy"]["test"]["mean"]
     assert own == pytest.approx({name: run.results[name]["test"]["value"] for name in own})
-    labels = found["accuracy"]["hard_train"]["sum"]
+    labels = found["accuracy"]["hard_train"]["mean"]
     assert labels["weak_ensemble"] == pytest.approx(run.results["label_accuracy"]["ensemble"]["value"])
     assert set(labels) == {"weak_single", "weak_ensemble"}
 
 
-@pytest.mark.parametrize("how", ["mean", "bytes"])
+@pytest.mark.parametrize("how", ["sum", "bytes"])
 def test_another_score_of_a_choice_is_that_of_the_stored_scores(run: api.RunResult, how: str) -> None:
     rows = pq.read_table(run.run_dir / "votes" / "test.student-ceiling.parquet").to_pylist()
     truth = pq.read_table(run.run_dir / "predictions" / "test.parquet").to_pylist()
     right = []
     for question in truth:
         own = [row["logprobs"] for row in rows if row["id"] == question["id"]]
-        lengths = [
-            len(scores) if how == "mean" else len(f" {text}".encode())
-            for scores, text in zip(own, question["choices"], strict=True)
-        ]
-        means = [sum(scores) / n for scores, n in zip(own, lengths, strict=True)]
-        right.append(question["choices"][int(np.argmax(means))] == question["truth"])
+        lengths = [1 if how == "sum" else len(f" {text}".encode()) for text in question["choices"]]
+        values = [sum(scores) / n for scores, n in zip(own, lengths, strict=True)]
+        right.append(question["choices"][int(np.argmax(values))] == question["truth"])
     found = run.results["diagnostics"]["choice_scores"]
     assert found["accuracy"]["test"][how]["ceiling"] == pytest.approx(np.mean(right))
     gap = found["differences"][how]
-    easy = {score: found["accuracy"]["easy_val"][score]["weak_ensemble"] for score in ("sum", how)}
-    assert gap["difference"] == pytest.approx(easy[how] - easy["sum"])
+    easy = {score: found["accuracy"]["easy_val"][score]["weak_ensemble"] for score in ("mean", how)}
+    assert gap["difference"] == pytest.approx(easy[how] - easy["mean"])
     assert gap["low"] <= gap["difference"] <= gap["high"]
 
 

@@ -226,8 +226,9 @@ def test_members_rate_what_they_were_not_trained_on(
     for member in ("member-00", "member-01"):
         votes = pq.read_table(run_dir / "votes" / f"hard_train.{member}.parquet")
         logs = votes.column("logprobs").combine_chunks().flatten().to_numpy().astype(np.float64)
-        sums = np.add.reduceat(logs, splits.choice_token_offsets[:-1]).reshape(-1, 4)
-        shares.append(np.exp(sums) / np.exp(sums).sum(axis=1, keepdims=True))
+        offsets = splits.choice_token_offsets
+        means = (np.add.reduceat(logs, offsets[:-1]) / np.diff(offsets)).reshape(-1, 4)
+        shares.append(np.exp(means) / np.exp(means).sum(axis=1, keepdims=True))
     mean = (shares[0] + shares[1]) / 2
 
     def entropy(p: np.ndarray) -> np.ndarray:
