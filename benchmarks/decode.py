@@ -21,7 +21,7 @@ import torch
 from benchmarks.common import Ratio, device_limits, make_parser, number, publish, ratio_table, table
 from benchmarks.material import base_model, encode, read_questions
 from benchmarks.voters import Voter, VoterPool, covered, gather_decode
-from ensemw2s.config import ModelConfig
+from ensemw2s.config import ModelConfig, RuntimeConfig
 from ensemw2s.engine.decoding.engine import VotingEngine
 from ensemw2s.engine.decoding.messages import DecodeCounts, DecodeRequest
 from ensemw2s.models.device import pick_device, resolve_dtype
@@ -73,6 +73,7 @@ def vote_decode(
         top_k=TOP_K,
         batch_tokens=len(prompts) * (max(map(len, prompts)) + n_tokens),
         max_rows=len(prompts),
+        speculate=RuntimeConfig().speculate,
     )
     numbers = [engine.add(DecodeRequest(p, n_tokens, eos_ids=())) for p in prompts]
     made: dict[int, list[int]] = {number: [] for number in numbers}
@@ -273,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = str(compute_dtype()).removeprefix("torch.")
     limit = device_limits(pick_device(), compute_dtype(), quick=quick).bandwidth / 1e9
     note = (
-        f"{base.display_name}, {n_members} members, {arguments.threads} torch thread each, {dtype}, top {TOP_K}. A copy moves "
+        f"{base.display_name}, {n_members} members, {arguments.threads} torch thread each, {dtype}, top {TOP_K}, drafts: "
+        f"{RuntimeConfig().speculate}. A copy moves "
         f"{number(limit)} GB/s on this device."
     )
     publish("decode", f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}", arguments, argv)
