@@ -27,6 +27,8 @@ NAME = "run.lock"
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
+#: Times that a lock is read which is not whole.
+LOOKS = 4
 
 
 class RemoteLock:
@@ -143,14 +145,19 @@ class RemoteLock:
         self._remote.write(NAME, json.dumps(content).encode())
 
     def _read(self) -> dict[str, Any] | None:
-        content = self._remote.read(NAME)
-        if content is None:
-            return None
+        # Some servers let a reader see half of what is being written: look again before it is taken for wrong.
+        for _ in range(LOOKS - 1):
+            with contextlib.suppress(ValueError):
+                return self._looked()
+            time.sleep(SETTLE_SECONDS / LOOKS)
         try:
-            found: dict[str, Any] = json.loads(content)
+            return self._looked()
         except ValueError as error:
             raise RunDirectoryError(
                 f"{shown(self._remote.uri)}/{NAME} is not what was written: remove it; a server of S3's protocol that is not Amazon's may "
                 "need AWS_REQUEST_CHECKSUM_CALCULATION=when_required on every node"
             ) from error
-        return {"host": "?", "process": "?", **found}
+
+    def _looked(self) -> dict[str, Any] | None:
+        content = self._remote.read(NAME)
+        return None if content is None else {"host": "?", "process": "?", **json.loads(content)}

@@ -98,7 +98,8 @@ def test_stored_votes_give_the_labels_without_a_model(finished: Any) -> None:
     ]
     voted = np.log(mixture(np.stack(probs)[:, :, None], np.array(alphas))[:, 0])
     counts = [len(x) for x in votes[0].column("logprobs").to_pylist()]
-    scores = np.add.reduceat(voted, np.concatenate([[0], np.cumsum(counts)[:-1]])).reshape(-1, 4)
+    sums = np.add.reduceat(voted, np.concatenate([[0], np.cumsum(counts)[:-1]]))
+    scores = (sums / counts).reshape(-1, 4)
     assert labels.column("label").to_pylist() == scores.argmax(axis=1).tolist()
     softmax = np.exp(scores - scores.max(axis=1, keepdims=True))
     softmax /= softmax.sum(axis=1, keepdims=True)
