@@ -32,6 +32,8 @@ def served_run(make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) 
         vote__rounds="all",
         weak__training__epochs=1,
         strong__training__epochs=1,
+        # A token a step: with drafts an answer would be over before a test can do something to it.
+        runtime__speculate="off",
     )
     with pytest.MonkeyPatch.context() as patch:
         # Drawing the report takes longer than all the rest, and nobody reads it here.
