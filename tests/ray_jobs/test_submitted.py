@@ -135,7 +135,8 @@ def config_file(make_tiny: MakeConfig, tmp_path: Path) -> Path:
     settings = {
         "boosting__prior": "unigram",
         "weak__training__learning_rate": 2e-2,
-        "weak__training__epochs": 12,
+        # Long enough that a job is still at work when it is stopped after its first member.
+        "weak__training__epochs": 60,
     }
     path.write_text(yaml.safe_dump(make_tiny(tmp_path, **settings, runtime=on_ray)), encoding="utf-8")
     return path

@@ -185,6 +185,9 @@ def test_two_copies_share_the_requests(url: str, served_run: Path, client: Any) 
     from ensemw2s.serving.ray_server import APPLICATION, deploy, undeploy
     from ensemw2s.serving.settings import ServeSettings
 
+    if APPLICATION in serve.status().applications:
+        # Of the tests before, where they have not taken it away.
+        undeploy(False)
     settings = ServeSettings(port=int(url.rpartition(":")[2]), min_copies=2, drain_seconds=20.0)
     deploy(served_run, ("ensemble",), settings)
     try:
