@@ -10,7 +10,7 @@ from ensemw2s.core.metrics import paired_bootstrap
 from ensemw2s.core.voting import SCORE_HOWS, ScoreHow
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.votes import system_choices, vote_choices
+from ensemw2s.engine.votes import answer_choices, read_scores, vote
 
 CHOOSING = "easy_val"
 TAUGHT = "hard_train"
@@ -32,15 +32,20 @@ def other_choice_scores(ctx: RunContext, voters: Ensemble, systems: dict[str, st
     if not ctx.multiple_choice or not _has_long_choices(ctx):
         return {}
 
-    def right_answers(split: str, how: ScoreHow) -> dict[str, np.ndarray]:
+    def right_answers(split: str) -> dict[ScoreHow, dict[str, np.ndarray]]:
         # Students are never asked the questions that they learn from.
         asked = {n: files for n, files in systems.items() if split != TAUGHT or n == "weak_single"}
-        chosen = {name: system_choices(ctx, files, split, how) for name, files in asked.items()}
-        chosen["weak_ensemble"] = vote_choices(ctx, list(voters.systems), voters.alphas, split, how)
-        return {name: own.index == ctx.splits[split].answers for name, own in chosen.items()}
+        alone = {n: (ctx.side_splits(f)[split], read_scores(ctx, f, split)) for n, f in asked.items()}
+        members, data = list(voters.systems), ctx.splits[split]
+        voted = np.stack([read_scores(ctx, system, split) for system in members])
+        right: dict[ScoreHow, dict[str, np.ndarray]] = {}
+        for how in SCORE_HOWS:
+            chosen = {n: answer_choices(ctx, own, logprobs, how) for n, (own, logprobs) in alone.items()}
+            chosen["weak_ensemble"] = vote(ctx, members, voters.alphas, data, voted, how)
+            right[how] = {n: answers.index == data.answers for n, answers in chosen.items()}
+        return right
 
-    splits = (CHOOSING, *ctx.test_splits, TAUGHT)
-    right = {split: {how: right_answers(split, how) for how in SCORE_HOWS} for split in splits}
+    right = {split: right_answers(split) for split in (CHOOSING, *ctx.test_splits, TAUGHT)}
     e, own = ctx.config.evaluation, ctx.config.vote.choice_score
     differences = {}
     for how in SCORE_HOWS:

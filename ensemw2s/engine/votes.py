@@ -138,17 +138,15 @@ def answer_choices(
     return ChoiceAnswers.of(Labels.from_scores(scores, data.choice_offsets))
 
 
-def system_choices(ctx: RunContext, system: str, split: str, how: ScoreHow | None = None) -> ChoiceAnswers:
+def system_choices(ctx: RunContext, system: str, split: str) -> ChoiceAnswers:
     """The answers of one model."""
-    return answer_choices(ctx, ctx.side_splits(system)[split], read_scores(ctx, system, split), how)
+    return answer_choices(ctx, ctx.side_splits(system)[split], read_scores(ctx, system, split))
 
 
-def vote_choices(
-    ctx: RunContext, systems: list[str], alphas: np.ndarray, split: str, how: ScoreHow | None = None
-) -> ChoiceAnswers:
+def vote_choices(ctx: RunContext, systems: list[str], alphas: np.ndarray, split: str) -> ChoiceAnswers:
     """The answers of a vote on a split, from what is stored; see :func:`vote`."""
     logprobs = np.stack([read_scores(ctx, s, split) for s in systems])
-    return vote(ctx, systems, alphas, ctx.splits[split], logprobs, how)
+    return vote(ctx, systems, alphas, ctx.splits[split], logprobs)
 
 
 def vote(

@@ -60,7 +60,7 @@ def largest(probs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest values of each row, descending, and where they stand: both (B, k). Of equal ones any may be taken.
 
     On a CPU torch.topk reads a row several times. The k groups with the largest maxima hold k values that no other group
-    exceeds, so that only they are looked through: three times as fast for a vocabulary of 50,000.
+    exceeds, so that only they are looked through: about twice as fast for a vocabulary of 50,000 and k = 33.
     """
     rows, width = probs.shape
     groups = width // _GROUP
