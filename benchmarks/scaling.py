@@ -119,28 +119,42 @@ def peak(work: Callable[[], Any]) -> tuple[int, int, Any]:
 
 
 def round_memory(n_tokens: int, per_sample: int = 16) -> tuple[float, float]:
-    """Bytes a target token that the boosting state and its units hold, and at most during a round (token bootstrap)."""
-    from ensemw2s.core.boosting import BoostingState, Units, draw_round, member_weight, weighted_error
+    """Bytes a target token that the boosting state and its units hold, and at most during three rounds of token bootstrap: what
+    is drawn, the scores that come back, who is wrong, and the new weights."""
+    from ensemw2s.core.boosting import BoostingState, Units, draw_round, member_weight
 
     offsets = np.arange(0, n_tokens + 1, per_sample, dtype=np.int64)
 
-    def begin() -> tuple[Units, BoostingState]:
-        units = Units.build(offsets)
-        return units, BoostingState.start(units)
-
-    held, _, (units, state) = peak(begin)
     rng = np.random.default_rng(0)
-    wrong = rng.random(units.n_units) < 0.3
 
-    def one_round() -> Any:
-        weights = units.spread(state.weights)
-        draw_of_round = draw_round(1, "token_bootstrap", weights, offsets, rng)
-        error = weighted_error(wrong, state.weights)
-        alpha = member_weight(error, prior_error=0.9)
-        return draw_of_round, state.update(wrong, alpha, 20.0, error=error)
+    def scores() -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability and hit of each token, made without anything beside them."""
+        logprobs, hits = np.zeros(n_tokens, dtype=np.float32), np.empty(n_tokens, dtype=np.bool_)
+        for start in range(0, n_tokens, 2**16):
+            hits[start : start + 2**16] = rng.random(min(2**16, n_tokens - start)) > 0.3
+        return logprobs, hits
 
-    _, most, _ = peak(one_round)
-    return (held + offsets.nbytes) / n_tokens, (held + offsets.nbytes + wrong.nbytes + most) / n_tokens
+    def missed(units: Units) -> np.ndarray:
+        _, hits = scores()
+        return units.wrong(~hits)
+
+    def one_round(units: Units, state: BoostingState) -> BoostingState:
+        shares = units.spread(state.unit_weights)
+        outside = draw_round(1, "token_bootstrap", shares, offsets, rng).outside
+        wrong = missed(units)
+        state.unit_weights.error_among(wrong, np.unpackbits(outside, count=n_tokens).view(np.bool_))
+        error = state.unit_weights.error(wrong)
+        return state.update(wrong, member_weight(error, prior_error=0.9), 20.0, error=error)
+
+    def rounds() -> tuple[Units, BoostingState]:
+        units = Units.build(offsets)
+        state = BoostingState.start(units)
+        for _ in range(3):
+            state = one_round(units, state)
+        return units, state
+
+    held, most, _ = peak(rounds)
+    return (held + offsets.nbytes) / n_tokens, (most + offsets.nbytes) / n_tokens
 
 
 def split_memory(tokenizer: Any, answer_tokens: int, samples: int) -> float:
@@ -205,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         seconds = growth(folder, x["rounds"], x["samples"])
-        memory = memory_tables(folder, (10**5,) if quick else (10**6, 10**7), 200 if quick else 2000)
+        memory = memory_tables(folder, (10**5,) if quick else (10**7, 10**8), 200 if quick else 2000)
     rows = []
     for name in ("rounds", "samples"):
         slope, base, explained = line(x[name], seconds[name])

@@ -8,18 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensemw2s.core._checks import BoolArray, FloatArray, check_weights
+from ensemw2s.core._checks import BoolArray, FloatArray, IntArray, check_weights
 
 #: Entries of a part: with its buffers a quarter of a megabyte.
 PART = 2**14
 
 
-def parts(size: int) -> Iterator[slice]:
-    """Consecutive slices that cover ``size`` entries."""
-    yield from (slice(begin, begin + PART) for begin in range(0, size, PART))
+def parts(size: int, part: int = PART) -> Iterator[slice]:
+    """Consecutive slices of ``part`` entries, the last of which may be shorter, that cover ``size`` entries."""
+    yield from (slice(begin, min(begin + part, size)) for begin in range(0, size, part))
+
+
+class Sliced(Protocol):
+    """What gives the entries of a slice as an array."""
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
+
+
+def row_sums(values: Sliced, bounds: IntArray) -> FloatArray:
+    """(n,) float64: the sum of each row's values, whose entries begin at `bounds`, (n + 1,)."""
+    sums = np.empty(bounds.size - 1)
+    for part in parts(sums.size):
+        begin, end = int(bounds[part.start]), int(bounds[part.stop])
+        sums[part] = np.add.reduceat(values[begin:end], bounds[part] - begin, dtype=np.float64)
+    return sums
 
 
 def split_mass(values: FloatArray, flags: BoolArray) -> tuple[float, float]:
@@ -79,8 +96,11 @@ def scale_split(
     return scaled
 
 
-def above(values: FloatArray, bound: float) -> tuple[int, float]:
-    """How many of the values, (n,) float64, exceed the bound, and the sum of the others."""
+def above(values: FloatArray, bound: float, counts: IntArray | None = None) -> tuple[int, float]:
+    """How many of the values, (n,) float64, exceed the bound, and the sum of the others; `counts` says how often each occurs."""
+    if counts is not None:
+        over = values > bound
+        return int(counts[over].sum()), math.fsum(values[~over] * counts[~over])
     buffer = np.empty(min(PART, values.size))
     count, others = 0, []
     for part in parts(values.size):
@@ -101,6 +121,56 @@ def scale_and_clip(values: FloatArray, scale: float, largest: float) -> FloatArr
         np.multiply(values[part], scale, out=clipped[part])
         np.minimum(clipped[part], largest, out=clipped[part])
     return clipped
+
+
+def cap(weights: FloatArray, limit: float, counts: IntArray | None = None) -> FloatArray:
+    """Water-filling: the largest at the limit, the rest scaled up together, as few at the limit as will do.
+
+    A pass caps what the passes before pushed over the limit; a unit that was capped stays so, because the
+    scale of the rest only grows. Sorting would need one pass, but takes longer than the few that there are.
+
+    Args:
+        weights: (n,) float64, sum to 1 (with counts: their products do).
+        limit: largest weight, at least 1 divided by the number of units.
+        counts: (n,) how many units have each weight; None: one.
+    """
+    n_units = weights.size if counts is None else int(counts.sum())
+    scale, n_capped = 1.0, 0
+    n_over, rest = above(weights, limit, counts)
+    while n_over > n_capped:
+        n_capped, left = n_over, 1.0 - limit * n_over
+        if not rest > 0.0:
+            # The others have weight 0, which gives no proportion: they share evenly.
+            even = left / max(n_units - n_capped, 1)
+            return np.minimum(np.where(weights > limit / scale, limit, even), limit)
+        scale = left / rest
+        n_over, rest = above(weights, limit / scale, counts)
+    return scale_and_clip(weights, scale, limit)
+
+
+def check_step(alpha: float, max_weight: float | None) -> None:
+    """Whether weights can be multiplied by exp(alpha) and capped at `max_weight` times the uniform weight.
+
+    Raises:
+        ValueError: alpha is not finite, or max_weight below 1.
+    """
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    if max_weight is not None and not max_weight >= 1.0:
+        raise ValueError(
+            f"max_weight, a multiple of the uniform weight, must be at least 1, got {max_weight}"
+        )
+
+
+def shares_after(wrong_mass: float, right_mass: float, alpha: float) -> tuple[float, float]:
+    """Shares of the weight that wrong and right units have after the wrong ones were multiplied by exp(alpha).
+
+    Only the split of the mass between them changes; its log-odds move by alpha. Going through the two masses, both above 0,
+    keeps a large alpha from overflowing and costs no logarithm per unit.
+    """
+    log_odds = math.log(wrong_mass) - math.log(right_mass) + alpha
+    small = math.exp(-abs(log_odds)) / (1.0 + math.exp(-abs(log_odds)))
+    return (1.0 - small, small) if log_odds >= 0 else (small, 1.0 - small)
 
 
 def _total(sums: list[float]) -> float:

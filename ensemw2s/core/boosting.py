@@ -24,7 +24,7 @@ from ensemw2s.core._checks import (
     check_choice,
     check_unit_interval,
 )
-from ensemw2s.core._parts import above, parts, scale_and_clip, scale_split, split_mass
+from ensemw2s.core._parts import cap, check_step, parts, scale_split, shares_after, split_mass
 from ensemw2s.core.draws import (
     REWEIGHT_METHODS,
     ReweightMethod,
@@ -33,6 +33,7 @@ from ensemw2s.core.draws import (
     draw_sample_bootstrap,
     draw_token_bootstrap,
 )
+from ensemw2s.core.levels import LevelWeights
 from ensemw2s.core.priors import check_classes, choice_prior_error, uniform_prior_error, unigram_prior_error
 from ensemw2s.core.units import UNIT_KINDS, UnitKind, Units, sample_distribution
 
@@ -40,6 +41,7 @@ __all__ = [
     "REWEIGHT_METHODS",
     "UNIT_KINDS",
     "BoostingState",
+    "LevelWeights",
     "ReweightMethod",
     "RoundDraw",
     "UnitKind",
@@ -131,23 +133,14 @@ def reweight(
     """
     values = as_vector(weights, "weights")
     flags = as_flags(wrong, values.size)
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be finite, got {alpha}")
-    if max_weight is not None and not max_weight >= 1.0:
-        raise ValueError(
-            f"max_weight, a multiple of the uniform weight, must be at least 1, got {max_weight}"
-        )
+    check_step(alpha, max_weight)
     wrong_mass, right_mass = split_mass(values, flags)
     if wrong_mass == 0.0 or right_mass == 0.0:
         updated: FloatArray = values / values.sum()
     else:
-        # Only the split of the mass between wrong and right units changes; its log-odds move by alpha. Going
-        # through the two masses keeps a large alpha from overflowing and costs no logarithm per unit.
-        log_odds = math.log(wrong_mass) - math.log(right_mass) + alpha
-        small = math.exp(-abs(log_odds)) / (1.0 + math.exp(-abs(log_odds)))
-        wrong_share, right_share = (1.0 - small, small) if log_odds >= 0 else (small, 1.0 - small)
+        wrong_share, right_share = shares_after(wrong_mass, right_mass, alpha)
         updated = scale_split(values, flags, (wrong_mass, wrong_share), (right_mass, right_share))
-    return updated if max_weight is None else _cap(updated, max_weight / updated.size)
+    return updated if max_weight is None else cap(updated, max_weight / updated.size)
 
 
 def effective_sample_size(weights: ArrayLike) -> float:
@@ -186,13 +179,13 @@ class BoostingState:
     """All that the next round needs to know of the rounds before.
 
     Attributes:
-        weights: (n_units,) float64, sum to 1: weights for the next round.
+        unit_weights: of n_units units, sum to 1: weights for the next round.
         alphas: (T,) float64 member weights of the kept members.
         errors: (T,) float64 errors that these alphas were made of.
         drops: members dropped so far.
     """
 
-    weights: FloatArray
+    unit_weights: LevelWeights
     alphas: FloatArray
     errors: FloatArray
     drops: int = 0
@@ -200,7 +193,12 @@ class BoostingState:
     @classmethod
     def start(cls, units: Units) -> BoostingState:
         """Uniform weights, no member."""
-        return cls(units.initial_weights(), np.empty(0), np.empty(0))
+        return cls(LevelWeights.uniform(units.n_units), np.empty(0), np.empty(0))
+
+    @property
+    def weights(self) -> FloatArray:
+        """(n_units,) float64 weights for the next round, made when asked for."""
+        return self.unit_weights.dense()
 
     def update(
         self, wrong: ArrayLike, alpha: float, max_weight: float | None = None, *, error: float | None = None
@@ -218,10 +216,10 @@ class BoostingState:
         """
         if not alpha > 0.0:
             raise ValueError(f"alpha of a kept member must be greater than 0, got {alpha}")
-        e = weighted_error(wrong, self.weights) if error is None else check_unit_interval(error, "error")
+        e = self.unit_weights.error(wrong) if error is None else check_unit_interval(error, "error")
         return replace(
             self,
-            weights=reweight(self.weights, wrong, alpha, max_weight=max_weight),
+            unit_weights=self.unit_weights.reweighted(wrong, alpha, max_weight=max_weight),
             alphas=np.append(self.alphas, alpha),
             errors=np.append(self.errors, e),
         )
@@ -244,7 +242,8 @@ class BoostingState:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays for `numpy.savez`; `from_arrays` restores the state bit by bit."""
         return {
-            "weights": self.weights,
+            "level": self.unit_weights.level,
+            "values": self.unit_weights.values,
             "alphas": self.alphas,
             "errors": self.errors,
             "drops": np.asarray(self.drops, dtype=np.int64),
@@ -257,30 +256,12 @@ class BoostingState:
         Raises:
             ValueError: an array is missing, or alphas and errors differ in length.
         """
-        missing = [name for name in ("weights", "alphas", "errors", "drops") if name not in arrays]
+        missing = [name for name in ("level", "values", "alphas", "errors", "drops") if name not in arrays]
         if missing:
             raise ValueError(f"a boosting state lacks {', '.join(missing)}; it has {', '.join(arrays)}")
         alphas = np.array(arrays["alphas"], dtype=np.float64)
         errors = np.array(arrays["errors"], dtype=np.float64)
         if alphas.ndim != 1 or alphas.shape != errors.shape:
             raise ValueError(f"alphas and errors must have one length, got {alphas.shape} and {errors.shape}")
-        return cls(np.array(as_weights(arrays["weights"])), alphas, errors, int(arrays["drops"]))
-
-
-def _cap(weights: FloatArray, limit: float) -> FloatArray:
-    """Water-filling: the largest at the limit, the rest scaled up together, as few at the limit as will do.
-
-    A pass caps what the passes before pushed over the limit; a unit that was capped stays so, because the
-    scale of the rest only grows. Sorting would need one pass, but takes longer than the few that there are.
-    """
-    scale, n_capped = 1.0, 0
-    n_over, rest = above(weights, limit)
-    while n_over > n_capped:
-        n_capped, left = n_over, 1.0 - limit * n_over
-        if not rest > 0.0:
-            # The others have weight 0, which gives no proportion: they share evenly.
-            even = left / max(weights.size - n_capped, 1)
-            return np.minimum(np.where(weights > limit / scale, limit, even), limit)
-        scale = left / rest
-        n_over, rest = above(weights, limit / scale)
-    return scale_and_clip(weights, scale, limit)
+        weights = LevelWeights(np.array(arrays["level"]), np.array(arrays["values"], dtype=np.float64))
+        return cls(weights, alphas, errors, int(arrays["drops"]))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemw2s.core._checks import BoolArray, FloatArray, IntArray, as_flags, as_offsets
+from ensemw2s.core._parts import row_sums
 from ensemw2s.core.draws import RoundDraw
 
 
@@ -89,15 +90,16 @@ class Segments:
         counts = n_tokens[drawn]
         weights = np.repeat(draw.loss_weights, counts)
         row_offsets = _from_zero(np.add.reduceat(counts, bounds[:-1]).cumsum())
-        before = np.add.reduceat(draw.loss_weights, bounds[:-1])
-        after = np.add.reduceat(weights, row_offsets[:-1])
+        before = row_sums(draw.loss_weights, bounds)
+        after = row_sums(weights, row_offsets)
         grown = np.divide(after, before, out=np.ones_like(before), where=before > 0.0)
         return RoundDraw(
             draw.rows,
             row_offsets,
             weights,
             draw.denominators * grown,
-            np.repeat(draw.out_of_bag, n_tokens),
+            int(n_tokens.sum()),
+            None if draw.outside is None else np.packbits(np.repeat(draw.out_of_bag, n_tokens)),
         )
 
     def _check(self, reader: int, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ starts. A unit is a run of consecutive tokens of one sample, so a unit has offse
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,12 +21,16 @@ from ensemw2s.core._checks import (
     as_weights,
     check_choice,
 )
+from ensemw2s.core._parts import row_sums
+from ensemw2s.core.levels import LevelWeights
 
 UnitKind = Literal["token", "window", "sample", "choice"]
 UNIT_KINDS: tuple[UnitKind, ...] = ("token", "window", "sample", "choice")
 
 
-def sample_distribution(weights: ArrayLike, offsets: ArrayLike, how: str = "mean") -> FloatArray:
+def sample_distribution(
+    weights: ArrayLike | LevelWeights, offsets: ArrayLike, how: str = "mean"
+) -> FloatArray:
     """Probability of each sample, from the weights of its tokens.
 
     Args:
@@ -41,9 +45,9 @@ def sample_distribution(weights: ArrayLike, offsets: ArrayLike, how: str = "mean
         ValueError: empty samples, wrong lengths, negative or non-finite weights, unknown `how`.
     """
     check_choice(how, ("mean", "sum"), "how")
-    values = as_weights(weights)
+    values = weights if isinstance(weights, LevelWeights) else as_weights(weights)
     bounds = as_offsets(offsets, values.size)
-    mass: FloatArray = np.add.reduceat(values, bounds[:-1])
+    mass = row_sums(values, bounds)
     if how == "mean":
         mass = mass / np.diff(bounds)
     mass /= mass.sum()
@@ -140,6 +144,22 @@ class Units:
     def n_tokens(self) -> int:
         return int(self.sample_offsets[-1])
 
+    def place(self, unit: int) -> tuple[int, int, int]:
+        """The sample of a unit, and which of its tokens, [start, stop), the unit has.
+
+        Raises:
+            ValueError: there is no such unit.
+        """
+        if not 0 <= unit < self.n_units:
+            raise ValueError(f"unit must lie in 0..{self.n_units - 1}, got {unit}")
+        first_units = np.cumsum(self._per_sample)
+        sample = int(np.searchsorted(first_units, unit, side="right"))
+        length = int(self.sample_offsets[sample + 1] - self.sample_offsets[sample])
+        if self.window is None:
+            return sample, 0, length
+        start = (unit - int(first_units[sample - 1] if sample else 0)) * self.window
+        return sample, start, min(start + self.window, length)
+
     def initial_weights(self) -> FloatArray:
         """(n_units,) uniform weights."""
         return np.full(self.n_units, 1.0 / self.n_units)
@@ -172,7 +192,13 @@ class Units:
         values = as_flags(flags, self.n_tokens, "flags")
         return values if self.kind == "token" else np.logical_and.reduceat(values, self.offsets[:-1])
 
-    def spread(self, unit_weights: ArrayLike) -> FloatArray:
+    @overload
+    def spread(self, unit_weights: LevelWeights) -> LevelWeights: ...
+
+    @overload
+    def spread(self, unit_weights: ArrayLike) -> FloatArray: ...
+
+    def spread(self, unit_weights: ArrayLike | LevelWeights) -> FloatArray | LevelWeights:
         """Token weights, (n_tokens,), that sum to 1: every token has the weight of its unit.
 
         Uniform unit weights are uniform token weights, as in round 1, and the mean over a sample's tokens is the
@@ -185,9 +211,16 @@ class Units:
         Raises:
             ValueError: wrong length, negative or non-finite weights.
         """
-        values = as_weights(unit_weights, "unit_weights")
+        values = (
+            unit_weights
+            if isinstance(unit_weights, LevelWeights)
+            else as_weights(unit_weights, "unit_weights")
+        )
         if values.size != self.n_units:
             raise ValueError(f"unit_weights must have one entry per unit, {self.n_units}, got {values.size}")
+        if isinstance(values, LevelWeights):
+            each = values if self.kind == "token" else values.repeated(np.diff(self.offsets))
+            return each.normalized()
         tokens = values if self.kind == "token" else np.repeat(values, np.diff(self.offsets))
         shares: FloatArray = tokens / tokens.sum()
         return shares

@@ -12,30 +12,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ensemw2s.config import BoostingConfig
 from ensemw2s.core.boosting import (
     BoostingState,
+    LevelWeights,
     RoundDraw,
-    Units,
-    choice_prior_error,
     draw_round,
-    effective_sample_size,
     member_decision,
     member_weight,
-    unigram_prior_error,
-    weighted_error,
 )
-from ensemw2s.core.voting import choice_scores, pick_choice
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.lost import lost_attempts, lost_members
 from ensemw2s.engine.member_training import MemberTraining
 from ensemw2s.engine.pool import SupervisorPool
-from ensemw2s.engine.tasks import MemberTask, ModelRef, TokenScores, TrainOutcome, add_costs, cost
+from ensemw2s.engine.tasks import MemberTask, ModelRef, TrainOutcome, add_costs, cost
+from ensemw2s.engine.unit_errors import UnitErrors
 from ensemw2s.engine.votes import PendingScores, collect_votes, submit_votes
 from ensemw2s.errors import UserError
 
@@ -102,7 +95,8 @@ class Boosting:
         self._ctx, self._pool, self._after_round = ctx, pool, after_round
         self._config = ctx.config.boosting
         self._train = ctx.splits["easy_train"]
-        self._units = build_units(self._config, self._train)
+        self._errors = UnitErrors(ctx, pool)
+        self._units = self._errors.units
         self._pending: dict[int, dict[str, PendingScores]] = {}
         self._left_out = lost_attempts(ctx.store)
 
@@ -142,33 +136,17 @@ class Boosting:
     def _attempt(self, attempt: int, state: BoostingState) -> tuple[MemberRecord, BoostingState]:
         config, store = self._config, self._ctx.store
         index = attempt % len(self._ctx.config.weak.models)
-        prior = self._prior_error(index)
+        prior = self._errors.prior(index)
         name = member_stage(attempt)
         kept = len(state.alphas)
         staging = store.begin(name)
         folder = f"members/{attempt:02d}"
-        draw = self._draw(attempt, kept, state)
         seed = self._ctx.config.seed * 1000 + attempt + 1
-        own = self._train.draw_of(index, draw)
-        task = MemberTask(
-            f"round {kept + 1} of {config.rounds}: training",
-            index,
-            seed,
-            own.rows,
-            own.loss_weights,
-            own.denominators,
-            staging / folder,
-            store.scratch(name),
-        )
-        training = MemberTraining(self._ctx, self._pool, attempt, task)
-        # The member before scores its other splits meanwhile; its votes are committed when they are there.
-        for before in self._voting(load_records(self._ctx)):
-            self._collect_votes(before)
-        outcome = training.result()
+        outcome, outside = self._train_member(attempt, index, seed, state, staging / folder)
 
         ref = ModelRef("weak", index, staging / folder)
-        wrong, scored = self._unit_wrong(attempt, ref)
-        errors, extra = self._errors(attempt, ref, wrong, state, draw)
+        wrong, scored = self._errors.wrong(attempt, ref)
+        errors, extra = self._errors.of_member(attempt, ref, wrong, state, outside)
         chosen = errors[config.error_on]
         error = float(errors["train"] if chosen is None else chosen)  # type: ignore[arg-type]
         alpha, decision, new = self._judge(wrong, error, prior, state)
@@ -195,7 +173,7 @@ class Boosting:
             reason,
             round(outcome.seconds, 3),
             outcome.tokens,
-            effective_sample_size(new.weights),
+            new.unit_weights.effective_sample_size(),
         )
         self._write_state(staging, attempt, new, wrong)
         # Of a run on storage the weights are on the node of who trained them.
@@ -219,6 +197,26 @@ class Boosting:
         self._ctx.say(text, {**numbers, "alpha": alpha})
         return record, new
 
+    def _train_member(
+        self, attempt: int, index: int, seed: int, state: BoostingState, output: Path
+    ) -> tuple[TrainOutcome, np.ndarray | None]:
+        """Draw, train, and write the member; what it cost, and which units it did not see, packed (None: it saw all).
+
+        What was drawn is let go here: it takes more memory than all that is kept of a round.
+        """
+        kept = len(state.alphas)
+        draw = self._draw(attempt, kept, state)
+        outside = None if draw.outside is None else np.packbits(self._units.whole(draw.out_of_bag))
+        own = self._train.draw_of(index, draw)
+        name = f"round {kept + 1} of {self._config.rounds}: training"
+        scratch = self._ctx.store.scratch(member_stage(attempt))
+        task = MemberTask(name, index, seed, own.rows, own.loss_weights, own.denominators, output, scratch)
+        training = MemberTraining(self._ctx, self._pool, attempt, task)
+        # The member before scores its other splits meanwhile; its votes are committed when they are there.
+        for before in self._voting(load_records(self._ctx)):
+            self._collect_votes(before)
+        return training.result(), outside
+
     def _judge(
         self, wrong: np.ndarray, error: float, prior: float, state: BoostingState
     ) -> tuple[float, str, BoostingState]:
@@ -234,7 +232,7 @@ class Boosting:
 
     def _draw(self, attempt: int, kept: int, state: BoostingState) -> RoundDraw:
         rng = np.random.default_rng([self._ctx.config.seed, 101, attempt])
-        weights = self._units.spread(state.weights)
+        weights = self._units.spread(state.unit_weights)
         if self._config.method == "seeds":
             return draw_round(0, "loss", weights, self._train.target_offsets, rng)
         if self._config.method == "bagging":
@@ -247,96 +245,6 @@ class Boosting:
     def _alpha(self, error: float, prior: float) -> float:
         return member_weight(
             error, prior_error=prior, learning_rate=self._config.learning_rate, eps=self._config.epsilon
-        )
-
-    # -- errors ----------------------------------------------------------------------------------------------
-
-    def _unit_wrong(
-        self, slot: int, ref: ModelRef, split: str = "easy_train"
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Which units of a labelled split the model gets wrong, (n_units,) bool, and what it cost."""
-        data = self._ctx.splits[split]
-        method = "choice_scores" if self._config.unit == "choice" else "target_scores"
-        scores: TokenScores = self._pool.submit(slot, method, ref, split).result()
-        convert = data.choice_scores if self._config.unit == "choice" else data.target_scores
-        scores = convert(ref.index, scores)
-        units = self._units if split == "easy_train" else build_units(self._config, data)
-        if self._config.unit == "choice":
-            totals = choice_scores(
-                scores.logprobs,
-                data.choice_token_offsets,
-                self._ctx.config.vote.choice_score,
-                data.choice_bytes,
-            )
-            picked, _ = pick_choice(totals, data.choice_offsets)
-            return units.wrong(picked != data.answers), scores.cost
-        return units.wrong(~scores.hits), scores.cost
-
-    def _errors(
-        self, slot: int, ref: ModelRef, wrong: np.ndarray, state: BoostingState, draw: RoundDraw
-    ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
-        """Weighted error on train and out of bag, uniform error on easy_val."""
-        out = self._units.whole(draw.out_of_bag)
-        mass = float(state.weights[out].sum())
-        val_wrong, spent = self._unit_wrong(slot, ref, "easy_val")
-        return {
-            "train": weighted_error(wrong, state.weights),
-            "out_of_bag": weighted_error(wrong[out], state.weights[out]) if mass > 0 else None,
-            "easy_val": float(val_wrong.mean()),
-        }, [spent]
-
-    # -- prior -----------------------------------------------------------------------------------------------
-
-    def _prior_error(self, index: int) -> float:
-        """Error of the uninformed learner in the unit's own terms, uniform weights; computed once for each base."""
-        name = f"prior-{index}"
-        stage = self._ctx.store.done(name)
-        if stage is None:
-            self._ctx.store.begin(name)
-            value, spent = self._measure_prior(index)
-            stage = self._ctx.commit(name, {"prior_error": value, "rule": self._config.prior, "cost": spent})
-        return float(stage.info["prior_error"])
-
-    def _measure_prior(self, index: int) -> tuple[float, dict[str, Any]]:
-        nothing = cost(0.0, 0, 0.0, "cpu")
-        if self._config.prior == "chance":
-            return choice_prior_error(np.diff(self._train.choice_offsets)), nothing
-        if self._config.prior == "unigram":
-            return unigram_prior_error(np.concatenate(self._train.targets)), nothing
-        if self._config.prior == "classes":
-            n_classes = self._ctx.splits.n_classes or len(self._ctx.splits.tokenizer)
-            return 1.0 - 1.0 / n_classes, nothing
-        ref, spent = ModelRef("weak", index), []
-        if self._config.prior == "warmup":
-            ref, trained = self._warm_up(index)
-            spent.append(trained)
-        wrong, scored = self._unit_wrong(0, ref)
-        return float(wrong.mean()), add_costs([*spent, scored])
-
-    def _warm_up(self, index: int) -> tuple[ModelRef, dict[str, Any]]:
-        n = min(
-            len(self._train.samples),
-            self._config.prior_warmup_steps * self._ctx.config.weak.training.batch_size,
-        )
-        rng = np.random.default_rng([self._ctx.config.seed, 103, index])
-        rows = np.sort(rng.permutation(len(self._train.samples))[:n])
-        lengths = np.diff(self._train.of_member(index).target_offsets)[rows]
-        scratch = self._ctx.store.scratch(f"prior-{index}")
-        output = scratch / "model"
-        task = MemberTask(
-            "prior: warm-up",
-            index,
-            self._ctx.config.seed,
-            rows,
-            np.ones(int(lengths.sum())),
-            lengths.astype(np.float64),
-            output,
-            scratch / "checkpoints",
-            epochs=1,
-        )
-        outcome: TrainOutcome = self._pool.submit(0, "train_member", task).result()
-        return ModelRef("weak", index, output), cost(
-            outcome.seconds, outcome.tokens, outcome.flops, outcome.device
         )
 
     # -- votes that nothing waits for ------------------------------------------------------------------------
@@ -368,18 +276,7 @@ class Boosting:
     def _load_state(self, records: list[MemberRecord]) -> BoostingState:
         if not records:
             return BoostingState.start(self._units)
-        with np.load(self._ctx.run_dir / "boosting" / f"state-{_last(records):02d}.npz") as arrays:
-            return BoostingState.from_arrays({k: arrays[k] for k in arrays.files})
-
-
-def build_units(config: BoostingConfig, split: EncodedSplit) -> Units:
-    """The units of a labelled split that a configuration reweights."""
-    return Units.build(
-        split.target_offsets,
-        config.unit,
-        window=config.window if config.unit == "window" else None,
-        wrong_share=config.wrong_share,
-    )
+        return _read_state(self._ctx.run_dir, _last(records))
 
 
 def _last(records: list[MemberRecord]) -> int:
@@ -391,10 +288,20 @@ def _stopped(records: list[MemberRecord]) -> bool:
     return bool(records) and not records[-1].kept and records[-1].reason.endswith("the rounds stop")
 
 
-def unit_weights(ctx: RunContext, attempt: int) -> np.ndarray:
-    """(n_units,) weights after an attempt, as committed."""
-    with np.load(ctx.run_dir / "boosting" / f"state-{attempt:02d}.npz") as arrays:
-        weights: np.ndarray = arrays["weights"]
-    if not math.isclose(float(weights.sum()), 1.0, rel_tol=1e-9):
+def unit_weights(ctx: RunContext, attempt: int) -> LevelWeights:
+    """Weights of the units after an attempt, as committed."""
+    weights = _read_state(ctx.run_dir, attempt).unit_weights
+    if not math.isclose(weights.sum(), 1.0, rel_tol=1e-9):
         raise ValueError("stored weights do not sum to 1")
     return weights
+
+
+def _read_state(run_dir: Path, attempt: int) -> BoostingState:
+    path = run_dir / "boosting" / f"state-{attempt:02d}.npz"
+    with np.load(path) as arrays:
+        try:
+            return BoostingState.from_arrays({k: arrays[k] for k in arrays.files})
+        except ValueError as error:
+            raise UserError(
+                f"{path}: {error}; another version of ensemw2s wrote it: run the configuration anew under another name"
+            ) from error

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.core.levels import LevelWeights
 from ensemw2s.core.metrics import (
     Interval,
     accuracy_interval,
@@ -32,6 +33,7 @@ from ensemw2s.engine.merging import voting_ensemble
 from ensemw2s.engine.preferences import SYSTEM as PREFERENCE
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
+from ensemw2s.engine.unit_errors import build_units
 from ensemw2s.runs.store import write_atomic
 
 SYSTEMS = (
@@ -221,25 +223,23 @@ def token_weight(
     x = np.linspace(0.0, 1.0, n_points)
     curves = []
     for record in kept:
-        ordered = np.sort(unit_weights(ctx, record.attempt))[::-1]
-        shares = np.concatenate([[0.0], np.cumsum(ordered)])
-        curves.append(np.interp(x, np.linspace(0.0, 1.0, len(shares)), shares).round(6).tolist())
+        weights = unit_weights(ctx, record.attempt)
+        order, counts = np.argsort(-weights.values, kind="stable"), weights.counts()
+        # A line from level to level: units of one level have equal shares.
+        units = np.concatenate([[0.0], np.cumsum(counts[order])]) / len(weights)
+        shares = np.concatenate([[0.0], np.cumsum((weights.values * counts)[order])])
+        curves.append(np.interp(x, units, shares).round(6).tolist())
     last = unit_weights(ctx, kept[-1].attempt)
     return {"curve_x": x.round(6).tolist(), "curves": curves, "heaviest": _heaviest(ctx, last, n_heaviest)}
 
 
-def _heaviest(ctx: RunContext, weights: np.ndarray, n: int) -> list[dict[str, Any]]:
-    from ensemw2s.engine.boosting import build_units
-
+def _heaviest(ctx: RunContext, weights: LevelWeights, n: int) -> list[dict[str, Any]]:
     split, tokenizer = ctx.splits["easy_train"], ctx.splits.tokenizer
     tokens = split.of_member(0)
     units = build_units(ctx.config.boosting, split)
-    top = np.argsort(-weights, kind="stable")[:n]
     rows = []
-    for unit in top:
-        sample = int(units.sample_index[unit])
-        start = int(units.offsets[unit] - split.target_offsets[sample])
-        stop = int(units.offsets[unit + 1] - split.target_offsets[sample])
+    for unit in weights.heaviest(n):
+        sample, start, stop = units.place(unit)
         start, stop = split.first_tokens(sample, start, stop)
         target = tokens.targets[sample]
         context = str(tokenizer.decode(np.concatenate([tokens.encoded[sample].prompt, target[:start]])))
@@ -251,7 +251,7 @@ def _heaviest(ctx: RunContext, weights: np.ndarray, n: int) -> list[dict[str, An
                 "sample": split.samples[sample].id,
                 "token": token,
                 "context": context[-120:],
-                "times_uniform": float(weights[unit] * len(weights)),
+                "times_uniform": float(weights.values[weights.level[unit]] * len(weights)),
             }
         )
     return rows

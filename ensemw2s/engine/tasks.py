@@ -47,7 +47,7 @@ class MemberTask:
         index: which weak model is the start.
         seed: decides data order and dropout.
         rows: (r,) int64 rows of easy_train; repeats allowed.
-        weights: (sum of the rows' target tokens,) float64 loss weights.
+        weights: (sum of the rows' target tokens,) float32 loss weights.
         denominators: (r,) float64, see :mod:`ensemw2s.training.plan`.
         output: folder for the fine-tuned weights.
         scratch: folder for checkpoints.

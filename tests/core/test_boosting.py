@@ -15,6 +15,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from ensemw2s.core.boosting import (
     BoostingState,
+    LevelWeights,
     Units,
     choice_prior_error,
     effective_sample_size,
@@ -332,7 +333,7 @@ def test_state_refuses_a_useless_member():
 @given(weighted_units(), st.lists(st.floats(1e-3, 5), max_size=4), st.integers(0, 3))
 def test_state_is_restored_bit_by_bit(units, alphas, drops):
     weights, wrong = units
-    state = BoostingState(weights / weights.sum(), np.empty(0), np.empty(0), drops)
+    state = BoostingState(LevelWeights.of(weights / weights.sum()), np.empty(0), np.empty(0), drops)
     for alpha in alphas:
         state = state.update(wrong, alpha, 3.0)
     buffer = io.BytesIO()

@@ -114,8 +114,8 @@ def test_each_token_has_the_whole_weight_of_its_segment(readers, turn):
         assert own.row_offsets[-1] == len(own.loss_weights)
         # Per unit of weight the loss is normalized by as much as before.
         np.testing.assert_allclose(
-            own.denominators / np.add.reduceat(own.loss_weights, own.row_offsets[:-1]),
-            draw.denominators / np.add.reduceat(draw.loss_weights, draw.row_offsets[:-1]),
+            own.denominators / np.add.reduceat(own.loss_weights, own.row_offsets[:-1], dtype=np.float64),
+            draw.denominators / np.add.reduceat(draw.loss_weights, draw.row_offsets[:-1], dtype=np.float64),
         )
 
 

@@ -184,3 +184,16 @@ def test_a_unit_is_whole_when_all_its_tokens_are(offsets, kind, data):
     starts = units.offsets
     expected = [bool(flags[a:b].all()) for a, b in itertools.pairwise(starts)]
     np.testing.assert_array_equal(units.whole(flags), expected)
+
+
+@pytest.mark.parametrize("kind", ["token", "window", "sample", "choice"])
+def test_the_place_of_a_unit_is_where_its_tokens_are(kind):
+    units = Units.build([0, 3, 4, 9, 16], kind, window=3 if kind == "window" else None)
+    for unit in range(units.n_units):
+        sample, start, stop = units.place(unit)
+        first = units.sample_offsets[sample]
+        assert (first + start, first + stop) == tuple(units.offsets[unit : unit + 2])
+        assert sample == units.sample_index[unit]
+    for unit in (-1, units.n_units):
+        with pytest.raises(ValueError, match="unit must lie in"):
+            units.place(unit)

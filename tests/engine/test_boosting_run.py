@@ -16,6 +16,7 @@ from ensemw2s.engine.boosting import Boosting, unit_weights
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import LocalExecutor
 from ensemw2s.engine.prepare import begin_run, check_directory, prepare
+from ensemw2s.errors import UserError
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -65,7 +66,7 @@ def test_units_and_reweighting(make_tiny: MakeConfig, tmp_path: Path, boosting: 
             record.error, prior_error=record.prior_error, learning_rate=boosting.get("learning_rate", 1.0)
         )
         assert record.alpha == pytest.approx(alpha)
-        weights = unit_weights(ctx, record.attempt)
+        weights = unit_weights(ctx, record.attempt).dense()
         if uniform is None:
             # After the first round there are two levels of weight, exp(alpha) apart.
             levels = np.unique(weights.round(15))
@@ -101,3 +102,11 @@ def test_members_differ(make_tiny: MakeConfig, tmp_path: Path) -> None:
     files = [(ctx.run_dir / r.folder / "model.safetensors").read_bytes() for r in records]
     assert len(records) == 2
     assert files[0] != files[1]
+
+
+def test_a_state_of_another_version_is_one_line(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    ctx, records = boost(make_tiny(tmp_path, boosting={"rounds": 1, "prior": "unigram"}))
+    path = ctx.run_dir / "boosting" / f"state-{records[-1].attempt:02d}.npz"
+    np.savez(path, weights=np.ones(3), alphas=np.ones(1), errors=np.ones(1), drops=np.int64(0))
+    with pytest.raises(UserError, match=r"lacks level, values.*another version"):
+        unit_weights(ctx, records[-1].attempt)

@@ -46,7 +46,7 @@ def test_member_weights_are_samme_s(run: api.RunResult) -> None:
     for member in run.results["members"]:
         attempt = run.results["members"].index(member)
         with np.load(run.run_dir / "boosting" / f"state-{attempt:02d}.npz") as state:
-            after, packed = state["weights"], state["wrong"]
+            after, packed = state["values"][state["level"]], state["wrong"]
         n = len(after)
         wrong = np.unpackbits(packed, count=n).astype(bool)
         weights = np.full(n, 1 / n) if weights is None else weights

@@ -11,7 +11,6 @@ import pytest
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
-from ensemw2s.core.boosting import effective_sample_size
 from ensemw2s.engine.boosting import load_records, unit_weights
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.votes import read_scores, system_choices, vote, vote_choices
@@ -51,7 +50,7 @@ def test_bagged_members_vote_equally_and_nothing_is_reweighted(bagged: RunContex
     assert all(r.kept for r in records)
     for record in records:
         weights = unit_weights(bagged, record.attempt)
-        assert effective_sample_size(weights) == pytest.approx(len(weights))
+        assert weights.effective_sample_size() == pytest.approx(len(weights))
     # Each saw its own bootstrap: a bootstrap of n samples leaves some out, so the members differ.
     assert len({r.errors["train"] for r in records}) > 1
     assert all(r.errors["out_of_bag"] is not None for r in records)

@@ -1,0 +1,176 @@
+"""Weights by level are the dense weights, whatever is done with them."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemw2s.core import draws
+from ensemw2s.core._parts import PART
+from ensemw2s.core.boosting import (
+    BoostingState,
+    LevelWeights,
+    Units,
+    draw_round,
+    effective_sample_size,
+    reweight,
+    weighted_error,
+)
+
+
+def some_weights(n: int, levels: int = 5) -> np.ndarray:
+    rng = np.random.default_rng(n)
+    return rng.choice(rng.random(levels), n)
+
+
+def test_a_round_by_hand() -> None:
+    """Four units, one wrong, alpha log 3: its weight triples, so that it has half of all."""
+    start = LevelWeights.uniform(4)
+    wrong = [True, False, False, False]
+    assert start.error(wrong) == 0.25
+    after = start.reweighted(wrong, math.log(3.0))
+    np.testing.assert_allclose(after.dense(), [1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    assert after.level.dtype == np.uint8
+    assert after.values.size == 2
+    assert after.sum() == pytest.approx(1.0)
+    assert after.effective_sample_size() == pytest.approx(1 / (1 / 4 + 3 / 36))
+    assert after.error_among([True, True, False, False], [True, True, True, False]) == pytest.approx(
+        (1 / 2 + 1 / 6) / (1 / 2 + 2 / 6)
+    )
+    assert after.error_among(wrong, [False] * 4) is None
+    assert after.heaviest(3) == [0, 1, 2]
+    assert after.heaviest(9) == [0, 1, 2, 3]
+    np.testing.assert_allclose(after[1:3], [1 / 6, 1 / 6])
+
+
+def test_units_that_the_cap_makes_equal_are_one_level() -> None:
+    after = LevelWeights.uniform(8).reweighted(np.arange(8) < 2, 5.0, 1.5)
+    more = after.reweighted(np.arange(8) < 3, 5.0, 1.5)
+    assert after.values.size == 2
+    assert more.values.size == 2
+    np.testing.assert_array_equal(more.counts(), [5, 3])
+    assert more.values[1] == 1.5 / 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.lists(st.tuples(st.floats(-3, 12), st.sampled_from([None, 1.0, 1.7, 4.0])), min_size=1, max_size=10),
+    st.integers(0, 1000),
+)
+def test_rounds_are_those_of_dense_weights(n, rounds, seed) -> None:
+    rng = np.random.default_rng(seed)
+    levels, dense = LevelWeights.uniform(n), np.full(n, 1.0 / n)
+    for alpha, cap in rounds:
+        wrong = rng.random(n) < rng.random()
+        among = rng.random(n) < 0.5
+        assert levels.error(wrong) == pytest.approx(weighted_error(wrong, dense), abs=1e-12)
+        found = levels.error_among(wrong, among)
+        assert (found is None) == (not dense[among].sum() > 0)
+        if found is not None:
+            assert found == pytest.approx(weighted_error(wrong[among], dense[among]), abs=1e-9)
+        levels, dense = levels.reweighted(wrong, alpha, cap), reweight(dense, wrong, alpha, max_weight=cap)
+        np.testing.assert_allclose(levels.dense(), dense, rtol=1e-9, atol=1e-15)
+        assert levels.effective_sample_size() == pytest.approx(effective_sample_size(dense))
+        assert levels.values.size <= n
+        assert (levels.counts() > 0).all()
+        assert (np.diff(levels.values) > 0).all()
+
+
+@pytest.mark.parametrize("n", [1, PART - 1, PART, 3 * PART + 17])
+def test_long_ones_too(n: int) -> None:
+    weights = some_weights(n)
+    levels, wrong = LevelWeights.of(weights), np.random.default_rng(1).random(n) < 0.4
+    np.testing.assert_array_equal(levels.dense(), weights)
+    np.testing.assert_array_equal(levels.counts(), np.unique(weights, return_counts=True)[1])
+    assert levels.sum() == pytest.approx(weights.sum())
+    np.testing.assert_allclose(
+        levels.reweighted(wrong, 0.7, 2.0).dense(), reweight(weights, wrong, 0.7, max_weight=2.0), rtol=1e-9
+    )
+    ordered = np.argsort(-weights, kind="stable")[:20]
+    assert levels.heaviest(20) == ordered.tolist()
+
+
+def test_many_rounds_take_wider_numbers() -> None:
+    rng = np.random.default_rng(0)
+    levels, dense = LevelWeights.uniform(5000), np.full(5000, 1 / 5000)
+    for alpha in 0.1 + 0.3 * rng.random(12):
+        wrong = rng.random(5000) < 0.5
+        levels, dense = levels.reweighted(wrong, alpha), reweight(dense, wrong, alpha)
+    assert 256 < levels.values.size <= 2**12
+    assert levels.level.dtype == np.uint16
+    np.testing.assert_allclose(levels.dense(), dense, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LevelWeights(np.zeros(0, np.uint8), np.ones(1)), "non-empty"),
+        (lambda: LevelWeights(np.zeros(3, np.int64), np.ones(1)), "unsigned"),
+        (lambda: LevelWeights(np.full(3, 2, np.uint8), np.ones(2)), "below the number of values, 2, got 2"),
+        (lambda: LevelWeights(np.zeros(3, np.uint8), np.array([math.nan])), "finite"),
+        (lambda: LevelWeights.of([-1.0, 2.0]), "not negative"),
+        (lambda: LevelWeights.uniform(3).error([True]), "length 3"),
+        (lambda: LevelWeights.uniform(3).reweighted([True, False, False], math.inf), "alpha must be finite"),
+        (lambda: LevelWeights.uniform(3).reweighted([True, False, False], 1.0, 0.5), "at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("kind", ["token", "window", "sample", "choice"])
+def test_units_spread_levels_as_they_spread_weights(kind: str) -> None:
+    offsets = np.array([0, 3, 4, 9, 16])
+    units = Units.build(offsets, kind, window=3 if kind == "window" else None)
+    weights = some_weights(units.n_units, 3)
+    tokens = units.spread(LevelWeights.of(weights))
+    assert isinstance(tokens, LevelWeights)
+    np.testing.assert_allclose(tokens.dense(), units.spread(weights))
+
+
+@pytest.mark.parametrize("method", ["token_bootstrap", "sample_bootstrap", "loss"])
+@pytest.mark.parametrize("block", [2**17, 1000, 40])
+def test_draws_from_levels_are_those_from_dense_weights(method, block, monkeypatch) -> None:
+    monkeypatch.setattr(draws, "_BLOCK", block - block % 8)
+    offsets = np.cumsum([0, *np.random.default_rng(3).integers(1, 9, 600)])
+    weights = some_weights(int(offsets[-1])) * (np.arange(offsets[-1]) > 300)
+    one, other = (
+        draw_round(1, method, given, offsets, np.random.default_rng(5))
+        for given in (weights, LevelWeights.of(weights))
+    )
+    for name in ("rows", "row_offsets", "denominators", "out_of_bag"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_allclose(one.loss_weights, other.loss_weights, rtol=1e-6)
+    if method != "loss":
+        assert one.out_of_bag[:300].all()
+
+
+def test_a_round_takes_at_most_eight_bytes_a_token() -> None:
+    """Held, drawn, missed, reweighted: what a round of a token bootstrap takes, with 16 tokens an answer."""
+    n = 2_000_000
+    offsets = np.arange(0, n + 1, 16, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    units = Units.build(offsets)
+    state = BoostingState.start(units)
+    for _ in range(3):
+        draw = draw_round(1, "token_bootstrap", units.spread(state.unit_weights), offsets, rng)
+        outside = draw.outside
+        del draw
+        wrong = np.zeros(n, dtype=bool)
+        for start in range(0, n, 2**16):
+            wrong[start : start + 2**16] = rng.random(min(2**16, n - start)) < 0.3
+        state.unit_weights.error_among(wrong, np.unpackbits(outside, count=n).view(np.bool_))
+        state = state.update(wrong, 0.5, 20.0)
+        del wrong
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Blocks and buffers take the same at any size.
+    assert most + offsets.nbytes <= 8 * n + 2**23
