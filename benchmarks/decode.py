@@ -192,39 +192,12 @@ def run_case(
     return ratios, rows, counts
 
 
-def certified_share(run: Path, n: int) -> tuple[float, int]:
-    """How many tokens of a trained ensemble's answers to its test questions were certified at the first try."""
-    from ensemw2s import api
-    from ensemw2s.engine.generation import VotedDecoder
-
-    ensemble = api.load_ensemble(run)
-    ctx, pool, own = ensemble._ctx, ensemble._pool, ensemble._ensemble
-    decoder = VotedDecoder(
-        pool,
-        own.refs,
-        own.alphas,
-        ensemble.tokenizer,
-        max_new_tokens=ctx.config.vote.max_new_tokens,
-        stop=ctx.config.vote.stop,
-        top_k=ctx.config.vote.top_k,
-        batch_tokens=ctx.config.runtime.batch_tokens,
-        eos_ids=pool.submit(0, "end_of_text", own.refs[0]).result(),
-    )
-    decoder.decode([e.prompt for e in ctx.splits["test"].encoded[:n]])
-    counts = decoder.counts
-    decided = counts.certified + counts.asked + counts.full
-    return counts.certified / decided, decided
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and publish."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=None, help="path or hub id (default: the demo's model)")
     parser.add_argument(
         "--data", type=Path, default=None, help="JSONL with question, choices, answer: prompts"
-    )
-    parser.add_argument(
-        "--run", type=Path, default=None, help="run directory: share certified on its members"
     )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
@@ -251,16 +224,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             ratios, rows = ratios + found, rows + lines
             share = counts.paths["certified"] / max(1, counts.decisions)
             ratios.append(Ratio(f"{case.name}: certified at once, untrained members", "all tokens", share))
-    if arguments.run is not None:
-        share, decided = certified_share(arguments.run, n_prompts)
-        ratios.append(
-            Ratio(
-                f"certified at once, {arguments.run.name}'s ensemble, {decided:,} tokens",
-                "all tokens",
-                share,
-                0.99,
-            )
-        )
     head = (
         "case",
         "",
