@@ -148,6 +148,57 @@ def shared_errors(
     return rows
 
 
+@dataclass(frozen=True)
+class Imitation:
+    """What a student makes of its teacher's answers to the same questions.
+
+    Attributes:
+        teacher_wrong: questions that the teacher gets wrong.
+        repeated: of them, the student gives the same wrong answer.
+        corrected: of them, the student is right.
+        other: of them, the student is wrong in another way.
+        teacher_right: questions that the teacher gets right.
+        unlearned: of them, the student is wrong.
+    """
+
+    teacher_wrong: int
+    repeated: int
+    corrected: int
+    other: int
+    teacher_right: int
+    unlearned: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def imitation(teacher_right: ArrayLike, student_right: ArrayLike, same: ArrayLike) -> Imitation:
+    """How far a student follows its teacher, apart by whether the teacher is right (cf. the student-supervisor agreement of Burns et
+    al. 2023, arXiv 2312.09390, section 5.1).
+
+    Args:
+        teacher_right, student_right: (n,) booleans.
+        same: (n,) booleans, both gave the same answer.
+
+    Raises:
+        ValueError: lengths differ, or an answer that is the same is right for one of them only.
+    """
+    taught, learned, equal = (np.asarray(a, dtype=bool) for a in (teacher_right, student_right, same))
+    if not taught.ndim == 1 or not taught.shape == learned.shape == equal.shape:
+        raise ValueError(
+            f"all must have one entry a question, got {taught.shape}, {learned.shape} and {equal.shape}"
+        )
+    if (equal & (taught != learned)).any():
+        raise ValueError("the same answer cannot be right for the teacher and wrong for the student")
+    wrong = ~taught
+    repeated, corrected = int((wrong & equal).sum()), int((wrong & learned).sum())
+    n = int(wrong.sum())
+    return Imitation(
+        n, repeated, corrected, n - repeated - corrected, int(taught.sum()), int((taught & ~learned).sum())
+    )
+
+
 def _as_answers(answers: ArrayLike, truth: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     given, right = np.asarray(answers), np.asarray(truth)
     if given.ndim != 2 or given.size == 0 or right.shape != given.shape[1:]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ensemw2s.core.calibration import expected_calibration_error, reliability_table
-from ensemw2s.core.diversity import pairwise_diversity, shared_errors
+from ensemw2s.core.diversity import imitation, pairwise_diversity, shared_errors
 from ensemw2s.core.metrics import paired_bootstrap
 from ensemw2s.engine.answers import Answers, Ensemble, correct, ensemble_answers, model_answers
 from ensemw2s.engine.checks import label_correct
@@ -52,8 +52,21 @@ def diagnose(
                 student=np.array(answers[split]["student_ensemble"].values),
             )
             found["shared_errors"][split] = [row.to_dict() for row in rows]
+    found["imitation"] = {
+        split: {teacher: _imitation(ctx, split, answers[split], teacher) for teacher in TEACHERS}
+        for split in ctx.test_splits
+    }
     found["rounds"] = _rounds(ctx, ensemble, selected)
     return found
+
+
+def _imitation(ctx: RunContext, split: str, answers: Mapping[str, Answers], teacher: str) -> dict[str, int]:
+    samples = ctx.splits[split].samples
+    given = [answers[f"{who}_{teacher}"] for who in ("weak", "student")]
+    right = [correct(samples, own) for own in given]
+    # Free answers that say the same in other words are different, but where both are right.
+    same = np.array([a == b for a, b in zip(given[0].values, given[1].values, strict=True)])
+    return imitation(right[0], right[1], same & (right[0] == right[1])).to_dict()
 
 
 def _calibration(ctx: RunContext, answers: Mapping[str, Mapping[str, Answers]]) -> dict[str, Any]:

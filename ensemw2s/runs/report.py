@@ -161,6 +161,7 @@ def build_report(
             "versions": tables.versions(results),
             "calibration": diagnostics.calibration(results),
             "diversity": diagnostics.diversity(results),
+            "imitation": diagnostics.imitation(results),
             "choice_scores": diagnostics.choice_scores(results),
             "difficulty": difficulty.distribution(results),
             "by_difficulty": difficulty.by_difficulty(results),

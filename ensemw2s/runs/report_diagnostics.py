@@ -126,6 +126,38 @@ def shared(results: Results) -> list[Table]:
     return tables
 
 
+def imitation(results: Results) -> Table | None:
+    """Whether students follow their teachers where these are wrong, by split."""
+    rows = []
+    for split, found in _part(results, "imitation").items():
+        for teacher, row in found.items():
+            wrong, right = row["teacher_wrong"], row["teacher_right"]
+            cells = [
+                *(
+                    percent(row[key] / wrong) if wrong else NOTHING
+                    for key in ("repeated", "corrected", "other")
+                ),
+                percent(row["unlearned"] / right) if right else NOTHING,
+            ]
+            rows.append([split, BY_KEY[f"student_{teacher}"].label, count(wrong), *cells])
+    header = [
+        "questions",
+        "system",
+        "its teacher is wrong",
+        "it repeats the error",
+        "it is right there",
+        "another error there",
+        "it is wrong where its teacher is right",
+    ]
+    note = (
+        "A student learns what its labels have in common. Labels with fewer errors teach more; errors that follow a pattern, such "
+        "as those that the members of an ensemble share, are repeated more often than errors that do not."
+    )
+    return (
+        Table("Students and their teachers", header, rows, frozenset(range(2, 7)), [note]) if rows else None
+    )
+
+
 def rounds(results: Results) -> str | None:
     """How flat the optimum of the number of members is on the split that chose it."""
     found = (results.get("diagnostics") or {}).get("rounds") or ()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemw2s.core.diversity import pairwise_diversity, shared_errors
+from ensemw2s.core.diversity import Imitation, imitation, pairwise_diversity, shared_errors
 
 TRUTH = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 # N11 = 4, N10 = 3, N01 = 1, N00 = 2; of the two shared errors one is the same wrong answer.
@@ -99,3 +99,22 @@ def test_refuses(answers, truth):
 def test_refuses_another_number_of_labels():
     with pytest.raises(ValueError, match="student must have one answer a question"):
         shared_errors([[0, 1]], [0, 1], student=[0])
+
+
+def test_imitation_by_hand():
+    """Teacher right on 2 of 5; of its errors one is repeated, one corrected, one exchanged for another."""
+    teacher, student = [True, True, False, False, False], [True, False, False, True, False]
+    same = [True, False, True, False, False]
+    assert imitation(teacher, student, same) == Imitation(3, 1, 1, 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([True], [True, False], [True]), "one entry a question"),
+        (([True], [False], [True]), "cannot be right"),
+    ],
+)
+def test_imitation_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        imitation(*arguments)

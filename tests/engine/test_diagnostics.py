@@ -68,6 +68,19 @@ def test_shared_errors_count_every_question(run: api.RunResult) -> None:
     assert right == round(run.results["student_ensemble"]["test"]["value"] * n)
 
 
+def test_students_are_held_against_their_teachers(run: api.RunResult) -> None:
+    rows = pq.read_table(run.run_dir / "predictions" / "test.parquet").to_pylist()
+    for teacher, found in run.results["diagnostics"]["imitation"]["test"].items():
+        weak, student = f"weak_{teacher}", f"student_{teacher}"
+        wrong = [r for r in rows if r[weak] != r["truth"]]
+        assert found["teacher_wrong"] == len(wrong) == len(rows) - found["teacher_right"]
+        assert found["repeated"] == sum(r[student] == r[weak] for r in wrong)
+        assert found["corrected"] == sum(r[student] == r["truth"] for r in wrong)
+        assert found["repeated"] + found["corrected"] + found["other"] == len(wrong)
+        kept = sum(r[student] == r[weak] == r["truth"] for r in rows)
+        assert found["unlearned"] == found["teacher_right"] - kept
+
+
 def test_the_configured_score_of_a_choice_gives_the_accuracies(run: api.RunResult) -> None:
     found = run.results["diagnostics"]["choice_scores"]
     assert found["configured"] == "mean"

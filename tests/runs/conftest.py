@@ -77,6 +77,19 @@ def diagnostics() -> dict[str, Any]:
                 shared(2, 200, 200, 150, 40, 10, 150),
             ]
         },
+        "imitation": {
+            "test": {
+                teacher: {
+                    "teacher_wrong": 200,
+                    "repeated": 90,
+                    "corrected": 80,
+                    "other": 30,
+                    "teacher_right": 320,
+                    "unlearned": 48,
+                }
+                for teacher in ("single", "ensemble")
+            }
+        },
         "rounds": [
             {"members": 1, "accuracy": 0.55, "difference": -0.021, "low": -0.05, "high": 0.01},
             {"members": 2, "accuracy": 0.571, "difference": 0.0, "low": 0.0, "high": 0.0},

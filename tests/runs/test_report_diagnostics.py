@@ -25,6 +25,17 @@ def test_shared_errors_say_who_took_them_over(results: dict[str, Any]) -> None:
     assert list(table.rows[2]) == ["2", "200", "200 (100.0 %)", "150 (75.0 %)", "40 (20.0 %)"]
 
 
+def test_students_and_their_teachers(results: dict[str, Any]) -> None:
+    table = report_diagnostics.imitation(results)
+    assert table is not None
+    expected = ["test", "Student of the ensemble", "200", "45.0 %", "40.0 %", "15.0 %", "15.0 %"]
+    assert list(table.rows[1]) == expected
+    results["diagnostics"]["imitation"]["test"]["single"] |= {"teacher_wrong": 0}
+    table = report_diagnostics.imitation(results)
+    assert table is not None
+    assert list(table.rows[0])[2:6] == ["0", NOTHING, NOTHING, NOTHING]
+
+
 def test_a_measure_without_a_value_is_no_number(results: dict[str, Any]) -> None:
     table = report_diagnostics.diversity(results)
     assert table is not None
