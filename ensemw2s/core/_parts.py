@@ -24,6 +24,12 @@ def parts(size: int, part: int = PART) -> Iterator[slice]:
     yield from (slice(begin, min(begin + part, size)) for begin in range(0, size, part))
 
 
+def row_parts(bounds: IntArray) -> Iterator[slice]:
+    """Consecutive slices of rows whose entries, which begin at `bounds`, (n + 1,), are about as many as a part's."""
+    n_rows = bounds.size - 1
+    yield from parts(n_rows, max(1, PART * n_rows // max(1, int(bounds[-1]))))
+
+
 class Sliced(Protocol):
     """What gives the entries of a slice as an array."""
 
@@ -33,7 +39,7 @@ class Sliced(Protocol):
 def row_sums(values: Sliced, bounds: IntArray) -> FloatArray:
     """(n,) float64: the sum of each row's values, whose entries begin at `bounds`, (n + 1,)."""
     sums = np.empty(bounds.size - 1)
-    for part in parts(sums.size):
+    for part in row_parts(bounds):
         begin, end = int(bounds[part.start]), int(bounds[part.stop])
         sums[part] = np.add.reduceat(values[begin:end], bounds[part] - begin, dtype=np.float64)
     return sums
@@ -139,11 +145,12 @@ def cap(weights: FloatArray, limit: float, counts: IntArray | None = None) -> Fl
     n_over, rest = above(weights, limit, counts)
     while n_over > n_capped:
         n_capped, left = n_over, 1.0 - limit * n_over
-        if not rest > 0.0:
-            # The others have weight 0, which gives no proportion: they share evenly.
+        if not rest > 0.0 or math.isinf(left / rest):
+            # The others have weight 0, or next to it, which gives no proportion: they share evenly.
             even = left / max(n_units - n_capped, 1)
             return np.minimum(np.where(weights > limit / scale, limit, even), limit)
-        scale = left / rest
+        # Rounding may leave less than the others have, down to nothing.
+        scale = max(scale, left / rest)
         n_over, rest = above(weights, limit / scale, counts)
     return scale_and_clip(weights, scale, limit)
 

@@ -23,6 +23,7 @@ from ensemw2s.core._checks import (
     as_weights,
     check_choice,
     check_unit_interval,
+    check_weights,
 )
 from ensemw2s.core._parts import cap, check_step, parts, scale_split, shares_after, split_mass
 from ensemw2s.core.draws import (
@@ -254,7 +255,7 @@ class BoostingState:
         """The state that `to_arrays` wrote.
 
         Raises:
-            ValueError: an array is missing, or alphas and errors differ in length.
+            ValueError: an array is missing, alphas and errors differ in length, or the weights can be none.
         """
         missing = [name for name in ("level", "values", "alphas", "errors", "drops") if name not in arrays]
         if missing:
@@ -264,4 +265,5 @@ class BoostingState:
         if alphas.ndim != 1 or alphas.shape != errors.shape:
             raise ValueError(f"alphas and errors must have one length, got {alphas.shape} and {errors.shape}")
         weights = LevelWeights(np.array(arrays["level"]), np.array(arrays["values"], dtype=np.float64))
+        check_weights(weights.sum(), float(weights.values.min()))
         return cls(weights, alphas, errors, int(arrays["drops"]))

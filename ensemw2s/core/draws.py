@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemw2s.core._checks import BoolArray, FloatArray, IntArray, as_offsets, as_weights, check_choice
-from ensemw2s.core._parts import parts, row_sums
+from ensemw2s.core._parts import parts, row_parts, row_sums
 from ensemw2s.core.levels import LevelWeights
 from ensemw2s.core.units import sample_distribution
 
@@ -133,7 +133,7 @@ def _draw_tokens(weights: FloatArray | LevelWeights, bounds: IntArray, rng: np.r
         return RoundDraw(rows, bounds, loss_weights, drawn, n_tokens, outside)
     # What is kept moves up in place.
     end = 0
-    for part in parts(kept.size):
+    for part in row_parts(bounds):
         begin, stop = int(bounds[part.start]), int(bounds[part.stop])
         lengths = np.diff(bounds[part.start : part.stop + 1])
         own = loss_weights[begin:stop][np.repeat(kept[part], lengths)]

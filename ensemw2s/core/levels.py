@@ -43,7 +43,13 @@ class LevelWeights:
 
     @classmethod
     def uniform(cls, n: int) -> LevelWeights:
-        """n weights 1/n."""
+        """n weights 1/n.
+
+        Raises:
+            ValueError: n is below 1.
+        """
+        if n < 1:
+            raise ValueError(f"there must be at least one weight, got {n}")
         return cls(np.zeros(n, dtype=np.uint8), np.array([1.0 / n]))
 
     @classmethod
@@ -109,9 +115,11 @@ class LevelWeights:
         """The units of the n largest weights, or all if there are less, the largest first; of equal ones the first."""
         found: list[int] = []
         for place in np.argsort(-self.values, kind="stable"):
-            if len(found) >= n:
-                break
-            found += np.flatnonzero(self.level == place)[: n - len(found)].tolist()
+            for part in parts(self.size):
+                if len(found) >= n:
+                    return found
+                here = np.flatnonzero(self.level[part] == place)[: n - len(found)]
+                found += (here + part.start).tolist()
         return found
 
     def reweighted(self, wrong: ArrayLike, alpha: float, max_weight: float | None = None) -> LevelWeights:

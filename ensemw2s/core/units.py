@@ -160,10 +160,6 @@ class Units:
         start = (unit - int(first_units[sample - 1] if sample else 0)) * self.window
         return sample, start, min(start + self.window, length)
 
-    def initial_weights(self) -> FloatArray:
-        """(n_units,) uniform weights."""
-        return np.full(self.n_units, 1.0 / self.n_units)
-
     def wrong(self, wrong: ArrayLike) -> BoolArray:
         """Which units are wrong, (n_units,) bool.
 

@@ -303,5 +303,6 @@ def _read_state(run_dir: Path, attempt: int) -> BoostingState:
             return BoostingState.from_arrays({k: arrays[k] for k in arrays.files})
         except ValueError as error:
             raise UserError(
-                f"{path}: {error}; another version of ensemw2s wrote it: run the configuration anew under another name"
+                f"{path}: {error}; it is damaged, or another version of ensemw2s wrote it: run the configuration anew under another "
+                "name"
             ) from error

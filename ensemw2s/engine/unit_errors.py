@@ -106,7 +106,7 @@ class UnitErrors:
             index,
             self._ctx.config.seed,
             rows,
-            np.ones(int(lengths.sum())),
+            np.ones(int(lengths.sum()), dtype=np.float32),
             lengths.astype(np.float64),
             output,
             scratch / "checkpoints",

@@ -37,7 +37,7 @@ def content_key(parts: dict[str, Any]) -> str:
         digest.update(f"\n{name}=".encode())
         if isinstance(value, np.ndarray):
             digest.update(f"{value.dtype.str}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
+            digest.update(np.ascontiguousarray(value).data)
         else:
             digest.update(json.dumps(value, sort_keys=True).encode())
     return digest.hexdigest()

@@ -26,7 +26,7 @@ class TrainingSet:
     Attributes:
         prompts: per row, int32 token ids (p_i,).
         targets: per row, int32 target token ids (m_i,), the end-of-text token included.
-        weights: per row, float64 loss weights (m_i,); 0 masks a token.
+        weights: per row, loss weights (m_i,), float32 or float64; 0 masks a token.
         denominators: (n,) float64, what each row adds to the normalizer of its batch.
         soft: per row the distributions at its targets, token ids (m_i, k_i) int32, -1 pads, and probabilities (m_i, k_i).
         uncertainty: (n,) of each row's label, in [0, 1].

@@ -57,6 +57,29 @@ def test_units_that_the_cap_makes_equal_are_one_level() -> None:
     assert more.values[1] == 1.5 / 8
 
 
+@pytest.mark.parametrize(
+    ("n", "missed", "alpha"), [(11, 3, 40.0), (14, 5, 37.0), (8, 2, 800.0), (100, 5, 1e300)]
+)
+def test_capped_units_that_hold_all_the_weight(n: int, missed: int, alpha: float) -> None:
+    """The cap is 1 / missed, so that what the others have is rounding."""
+    wrong = np.arange(n) < missed
+    for after in (
+        LevelWeights.uniform(n).reweighted(wrong, alpha, n / missed).dense(),
+        reweight(np.full(n, 1.0 / n), wrong, alpha, max_weight=n / missed),
+    ):
+        np.testing.assert_allclose(after[:missed], 1.0 / missed)
+        assert after.sum() == pytest.approx(1.0)
+        assert (after >= 0.0).all()
+
+
+def test_the_same_units_missed_again_and_again() -> None:
+    state = BoostingState.start(Units.build([0, 100]))
+    for _ in range(60):
+        state = state.update(np.arange(100) < 5, 2.0, 20.0, error=0.3)
+    np.testing.assert_allclose(state.weights[:5], 0.2)
+    assert state.weights.sum() == pytest.approx(1.0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 60),
@@ -114,6 +137,7 @@ def test_many_rounds_take_wider_numbers() -> None:
         (lambda: LevelWeights(np.zeros(3, np.int64), np.ones(1)), "unsigned"),
         (lambda: LevelWeights(np.full(3, 2, np.uint8), np.ones(2)), "below the number of values, 2, got 2"),
         (lambda: LevelWeights(np.zeros(3, np.uint8), np.array([math.nan])), "finite"),
+        (lambda: LevelWeights.uniform(0), "at least one weight"),
         (lambda: LevelWeights.of([-1.0, 2.0]), "not negative"),
         (lambda: LevelWeights.uniform(3).error([True]), "length 3"),
         (lambda: LevelWeights.uniform(3).reweighted([True, False, False], math.inf), "alpha must be finite"),

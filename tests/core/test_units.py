@@ -59,12 +59,6 @@ def test_spread_by_hand():
     np.testing.assert_allclose(build([0, 3], "window", 2).spread([3.0, 2.0]), [0.375, 0.375, 0.25])
 
 
-def test_initial_weights_are_uniform_over_the_units():
-    np.testing.assert_array_equal(build(OFFSETS, "token").initial_weights(), np.full(10, 0.1))
-    np.testing.assert_array_equal(build(OFFSETS, "window", 2).initial_weights(), np.full(6, 1 / 6))
-    np.testing.assert_array_equal(build(OFFSETS, "choice").initial_weights(), np.full(3, 1 / 3))
-
-
 @given(
     ragged, st.sampled_from(["token", "window", "sample", "choice"]), st.integers(1, 4), st.integers(0, 99)
 )
