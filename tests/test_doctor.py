@@ -214,6 +214,33 @@ class TestConfig:
         assert "LlamaForCausalLM" in checks["weak model 0"].detail
         assert "168 samples" in checks["data pool"].detail
 
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_a_copy_of_a_builtin_set_is_read_with_and_without_a_hub(
+        self,
+        tmp_path: Path,
+        make_tiny: Callable[..., dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
+        offline: bool,
+    ) -> None:
+        import datasets
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        row = {"question": "is it", "answer": False, "passage": "It is."}
+        (tmp_path / "boolq").mkdir()
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "boolq" / "train-00000-of-00001.parquet")
+        for place, status, detail in (
+            ("boolq", "ok", f"boolq in {tmp_path}/boolq: 1 samples"),
+            ("gone", "bad", f"boolq train: path {tmp_path}/gone does not exist: give the folder of a copy"),
+        ):
+            source = {"kind": "builtin", "name": "boolq", "path": str(tmp_path / place)}
+            checks = by_name(reach.check_config(config_from_mapping(make_tiny(tmp_path, data__test=source))))
+            assert checks["data test"].status == status
+            assert checks["data test"].detail.startswith(detail)
+
     def test_each_one_that_is_not(self, tmp_path: Path, make_tiny: Callable[..., dict[str, Any]]) -> None:
         broken = tmp_path / "broken.jsonl"
         broken.write_text('{"question": "q"\n')

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemw2s.config import (
+    BuiltinSource,
     DataConfig,
     ExperimentConfig,
     FileSource,
@@ -113,6 +114,8 @@ class TestAbsolutePaths:
             "weak.models.1.path=m.gguf",
             "weak.models.2.path=package:some-model",
             "data.extra_tests.ood={kind: file, path: questions.jsonl}",
+            "data.extra_tests.copy={kind: builtin, name: boolq, path: weak-model}",
+            "data.extra_tests.hub={kind: builtin, name: boolq}",
             "data.test={kind: hub, path: weak-model, split: test}",
         )
         before = config.identity_hash()
@@ -125,6 +128,9 @@ class TestAbsolutePaths:
         assert moved.strong.model.path == "strong-model"
         assert moved.data.pool == FileSource(path=str(tmp_path / "questions.jsonl"))
         assert moved.data.extra_tests["ood"] == moved.data.pool
+        copy = moved.data.extra_tests["copy"]
+        assert copy == BuiltinSource(name="boolq", path=str(tmp_path / "weak-model"))
+        assert moved.data.extra_tests["hub"] == config.data.extra_tests["hub"]
         assert moved.data.test is not None
         assert moved.data.test.model_dump()["path"] == str(tmp_path / "weak-model")
         assert moved.runs_dir == str(tmp_path / "runs")

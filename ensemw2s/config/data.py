@@ -80,7 +80,9 @@ class HubSource(Section):
     """A Hugging Face data set."""
 
     kind: Literal["hub"] = "hub"
-    path: str = Field(description="data set id, or a local folder that datasets.load_dataset takes")
+    path: str = Field(
+        description="data set id, or a local folder that datasets.load_dataset or load_from_disk takes"
+    )
     name: str | None = Field(None, description="configuration of the data set")
     split: str = Field(description="split, for example train or train[:1000]")
     revision: str | None = Field(None, description="commit, tag or branch")
@@ -104,6 +106,11 @@ class BuiltinSource(Section):
         "cosmosqa",
         "anthropic_hh",
     ] = Field(description="which one; the last five are binary classification")
+    path: str | None = Field(
+        None,
+        description="local folder with a copy of it, as hf download --repo-type dataset or save_to_disk makes it; default: from "
+        "the hub",
+    )
     split: Literal["train", "validation", "test"] = Field("train", description="which of its splits")
     limit: PositiveInt | None = Field(None, description="use the first N samples only")
     balance: bool = Field(False, description=BALANCE)

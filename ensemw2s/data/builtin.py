@@ -1,4 +1,4 @@
-"""Where the data sets that have a name here lie on the hub, and how their rows become samples."""
+"""Where the data sets that have a name here lie, on the hub or in a copy, and how their rows become samples."""
 
 from __future__ import annotations
 
@@ -37,12 +37,16 @@ _VALIDATION_AS_TEST = ("boolq", "cosmosqa")
 
 
 def hub_source(source: BuiltinSource) -> HubSource:
-    """The hub data set that a built-in name stands for.
+    """The hub data set that a built-in name stands for, or its copy in the folder ``path``.
 
     The questions of QuaRTz are taken without their background paragraph.
     """
     split = "validation" if source.split == "test" and source.name in _VALIDATION_AS_TEST else source.split
-    return HubSource(split=split, limit=source.limit, balance=source.balance, **_DATASETS[source.name])
+    where = dict(_DATASETS[source.name])
+    if source.path is not None:
+        # A folder is one revision, whichever was copied.
+        where |= {"path": source.path, "revision": None}
+    return HubSource(split=split, limit=source.limit, balance=source.balance, **where)
 
 
 def row_mapping(name: str) -> Callable[[dict[str, Any]], dict[str, Any]] | None:

@@ -10,6 +10,7 @@ from ensemw2s.config import BuiltinSource, ColumnsConfig, FileSource, HubSource,
 from ensemw2s.data.balance import balanced
 from ensemw2s.data.builtin import hub_source, row_mapping
 from ensemw2s.data.files import Row, read_rows
+from ensemw2s.data.hub import load_hub, local_copy
 from ensemw2s.data.reasoning import load_reasoning_gym
 from ensemw2s.data.rows import parse_rows
 from ensemw2s.data.samples import Sample
@@ -41,7 +42,7 @@ def load_source(
     elif isinstance(source, HubSource):
         samples = _load_hub(source, base_dir, require_answer)
     else:
-        samples = _load_hub(hub_source(source), base_dir, require_answer, row_mapping(source.name))
+        samples = _load_builtin(source, base_dir, require_answer)
     return balanced(samples) if source.balance else samples
 
 
@@ -69,13 +70,20 @@ def _load_file(path: Path, columns: ColumnsConfig, limit: int | None, require_an
     )
 
 
+def _load_builtin(source: BuiltinSource, base_dir: Path | None, require_answer: bool) -> list[Sample]:
+    hub = hub_source(source)
+    if source.path is not None:
+        hub = local_copy(hub, resolve(source.path, base_dir), f"{source.name} {hub.split}")
+    return _load_hub(hub, base_dir, require_answer, row_mapping(source.name))
+
+
 def _load_hub(
     source: HubSource, base_dir: Path | None, require_answer: bool, mapping: RowMapping | None = None
 ) -> list[Sample]:
     local = resolve(source.path, base_dir)
     path = str(local) if local.exists() else source.path
     name = f"{source.path}{f' ({source.name})' if source.name else ''} {source.split}"
-    rows = _hub_rows(_load_dataset(source, path, name), name, mapping)
+    rows = _hub_rows(load_hub(source, path, name), name, mapping)
     return parse_rows(rows, source.columns, name=name, require_answer=require_answer, limit=source.limit)
 
 
@@ -86,36 +94,3 @@ def _hub_rows(dataset: Any, name: str, mapping: RowMapping | None) -> Iterator[R
             yield place, row if mapping is None else mapping(row)
         except KeyError as error:
             raise DataError(f"{place}: no column {error.args[0]!r} (columns: {', '.join(row)})") from error
-
-
-def _load_dataset(source: HubSource, path: str, name: str) -> Any:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(f"{name} needs the package datasets: pip install datasets") from error
-    try:
-        return load_dataset(path, source.name, split=source.split, revision=source.revision)
-    # The library raises a dozen unrelated types here (its own, huggingface_hub's, the HTTP client's,
-    # pyarrow's), all of which mean that this data set cannot be had.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if _is_connection(error):
-            raise DataError(
-                f"{name}: the Hugging Face hub cannot be reached ({reason}): connect (and unset "
-                "HF_HUB_OFFLINE), or download the data set and give its folder as path"
-            ) from error
-        raise DataError(f"{name} cannot be loaded: {reason[:300]}") from error
-
-
-def _is_connection(error: BaseException) -> bool:
-    # The HTTP client's error may be the cause of another one; its package depends on the hub client's
-    # version.
-    seen: BaseException | None = error
-    while seen is not None:
-        module = type(seen).__module__.partition(".")[0]
-        if isinstance(seen, ConnectionError | TimeoutError) or module in ("httpx", "requests"):
-            return True
-        if type(seen).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-            return True
-        seen = seen.__cause__
-    return False

@@ -97,8 +97,9 @@ def _check_source(name: str, source: Source) -> Check:
     from ensemw2s.data.sources import load_source
 
     try:
-        if isinstance(source, HubSource | BuiltinSource) and not _is_offline():
-            return _ask_hub(name, source)
+        hub = _on_hub(source)
+        if hub is not None and not _is_offline():
+            return _ask_hub(name, hub)
         if isinstance(source, ReasoningGymSource):
             # One question shows that the task and its options are known.
             load_source(source.model_copy(update={"size": 1, "distractors": 0}))
@@ -106,20 +107,27 @@ def _check_source(name: str, source: Source) -> Check:
         samples = load_source(source)
     except UserError as error:
         return Check(name, "bad", str(error), "correct the source in the configuration")
-    where = source.path if isinstance(source, FileSource | HubSource) else source.name
+    where = source.path
+    if isinstance(source, BuiltinSource):
+        where = source.name if source.path is None else f"{source.name} in {source.path}"
     return Check(name, "ok", f"{where}: {len(samples)} samples")
 
 
-def _ask_hub(name: str, source: HubSource | BuiltinSource) -> Check:
+def _on_hub(source: Source) -> HubSource | None:
+    """What is to be asked of the hub; None for what lies on this machine."""
+    from ensemw2s.data.builtin import hub_source
+
+    if isinstance(source, FileSource | ReasoningGymSource):
+        return None
+    if isinstance(source, BuiltinSource):
+        return None if source.path is not None else hub_source(source)
+    return None if Path(source.path).expanduser().exists() else source
+
+
+def _ask_hub(name: str, hub: HubSource) -> Check:
     """Whether the hub has the data set; nothing is downloaded."""
     from huggingface_hub import HfApi
 
-    from ensemw2s.data.builtin import hub_source
-    from ensemw2s.data.sources import load_source
-
-    hub = hub_source(source) if isinstance(source, BuiltinSource) else source
-    if Path(hub.path).expanduser().exists():
-        return Check(name, "ok", f"{hub.path}: {len(load_source(hub))} samples")
     try:
         HfApi().dataset_info(hub.path, revision=hub.revision, timeout=_HUB_SECONDS)
     # The client raises the errors of its HTTP library, which changes with its version.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from ensemw2s.config import ExperimentConfig, FileSource, HubSource, ModelConfig, Section
+from ensemw2s.config import BuiltinSource, ExperimentConfig, FileSource, HubSource, ModelConfig, Section
 from ensemw2s.config.uris import is_uri
 
 
@@ -41,7 +41,7 @@ def _fields(section: Section) -> dict[str, Any]:
 def _rebase(value: Any) -> Any:
     if isinstance(value, Section):
         update = {name: _rebase(inner) for name, inner in _fields(value).items()}
-        if isinstance(value, FileSource | HubSource | ModelConfig):
+        if isinstance(value, FileSource | HubSource | ModelConfig | BuiltinSource) and value.path is not None:
             update["path"] = _absolute(value.path)
         return value.model_copy(update=update)
     if isinstance(value, tuple):

@@ -97,5 +97,97 @@ def test_without_a_hub_the_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         DataError, match=r"^allenai/sciq train: the Hugging Face hub cannot be reached[^\n]*$"
-    ):
+    ) as caught:
         load_source(BuiltinSource(name="sciq"))
+    assert str(caught.value).endswith("hf download allenai/sciq --repo-type dataset --local-dir FOLDER")
+    with pytest.raises(DataError, match=r"dataset --revision refs/convert/parquet --local-dir FOLDER$"):
+        load_source(BuiltinSource(name="quartz"))
+
+
+class TestCopies:
+    """Built-in data sets with `path`: the folders that downloading and saving make."""
+
+    README = "configs:\n- config_name: ARC-Challenge\n  data_files:\n  - {split: train, path: ARC-Challenge/train-*}\n"
+
+    def arc(self, folder: Path, inner: str = "") -> BuiltinSource:
+        """ARC-Easy in `inner`, ARC-Challenge beside it."""
+        for name, row in ((inner or "ARC-Easy", ARC_ROW), ("ARC-Challenge", ARC_ROW | {"id": "hard"})):
+            (folder / name).mkdir(parents=True)
+            pq.write_table(pa.Table.from_pylist([row]), folder / name / "train-00000-of-00001.parquet")
+        return BuiltinSource(name="arc_easy", path=folder.name)
+
+    def test_a_download_with_several_configurations(self, tmp_path: Path) -> None:
+        source = self.arc(tmp_path / "arc", "other-name")
+        easy = self.README.replace("ARC-Challenge", "ARC-Easy").replace("ARC-Easy/", "other-name/")
+        text = f"---\n{self.README}{easy.removeprefix('configs:')}---\n".replace("\n\n", "\n")
+        (tmp_path / "arc" / "README.md").write_text(text)
+        assert [s.id for s in load_source(source, base_dir=tmp_path)] == ["Mercury_1"]
+        challenge = source.model_copy(update={"name": "arc_challenge"})
+        assert [s.id for s in load_source(challenge, base_dir=tmp_path)] == ["hard"]
+
+    def test_without_a_readme_the_folder_of_the_configuration_is_read(self, tmp_path: Path) -> None:
+        source = self.arc(tmp_path / "arc")
+        assert [s.id for s in load_source(source, base_dir=tmp_path)] == ["Mercury_1"]
+        one = source.model_copy(update={"path": "arc/ARC-Challenge"})
+        assert [s.id for s in load_source(one, base_dir=tmp_path)] == ["hard"]
+
+    def test_the_hubs_parquet_copy(self, tmp_path: Path) -> None:
+        for split in ("train", "validation", "test"):
+            (tmp_path / "quartz" / "default" / split).mkdir(parents=True)
+            table = pa.Table.from_pylist([QUARTZ_ROW | {"id": split}])
+            pq.write_table(table, tmp_path / "quartz" / "default" / split / "0000.parquet")
+        for split in ("train", "validation", "test"):
+            source = BuiltinSource(name="quartz", path=str(tmp_path / "quartz"), split=split)  # type: ignore[arg-type]
+            assert [s.id for s in load_source(source)] == [split]
+
+    def test_what_save_to_disk_writes(self, tmp_path: Path) -> None:
+        import datasets
+
+        rows = [SCIQ_ROW | {"question": f"What pumps blood {i}?"} for i in range(3)]
+        both = datasets.DatasetDict(
+            {split: datasets.Dataset.from_list(rows, split=split) for split in ("train", "test")}
+        )
+        both.save_to_disk(str(tmp_path / "all"))
+        both["test"].save_to_disk(str(tmp_path / "one"))
+        unnamed = datasets.Dataset.from_list(rows)
+        unnamed.save_to_disk(str(tmp_path / "unnamed"))
+        expected = load_source(BuiltinSource(name="sciq_binary", path=str(tmp_path / "all")))
+        assert [s.question.split(" A: ")[0] for s in expected] == [f"Q: {r['question']}" for r in rows]
+        assert expected[0].choices == ("false", "true")
+        for name in ("one", "unnamed"):
+            source = BuiltinSource(name="sciq_binary", path=name, split="test")
+            assert load_source(source, base_dir=tmp_path) == expected
+        plain = HubSource(
+            path=str(tmp_path / "one"), split="test", columns=hub_source(BuiltinSource(name="sciq")).columns
+        )
+        assert len(load_source(plain)) == 3
+        with pytest.raises(
+            DataError, match=r"^one train: .* holds the split test, [^\n]*, not train: give [^\n]*$"
+        ):
+            load_source(BuiltinSource(name="sciq_binary", path="one"), base_dir=tmp_path)
+
+    def test_validation_serves_as_test_in_a_copy_as_well(self, tmp_path: Path) -> None:
+        row = {"question": "is it", "answer": False, "passage": "It is."}
+        (tmp_path / "boolq").mkdir()
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "boolq" / "validation-00000-of-00001.parquet")
+        (sample,) = load_source(BuiltinSource(name="boolq", path=str(tmp_path / "boolq"), split="test"))
+        assert (sample.choices, sample.answer) == (("no", "yes"), 0)
+
+    @pytest.mark.parametrize(
+        ("path", "line"),
+        [
+            ("gone", "boolq train: path gone does not exist: give the folder of a copy, or leave path out"),
+            ("file", "boolq train: path file is a file: give the folder"),
+            ("empty", "empty train cannot be loaded: The directory at"),
+            ("other", "other train row 1: no column 'passage' (columns: text)"),
+        ],
+    )
+    def test_a_folder_that_holds_no_copy(self, path: str, line: str, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "other").mkdir()
+        pq.write_table(pa.Table.from_pylist([{"text": "x"}]), tmp_path / "other" / "train.parquet")
+        with pytest.raises(DataError) as caught:
+            load_source(BuiltinSource(name="boolq", path=path), base_dir=tmp_path)
+        assert str(caught.value).startswith(line)
+        assert "\n" not in str(caught.value)
