@@ -18,7 +18,7 @@ from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
 from ensemw2s.engine.aligned import Readers
 from ensemw2s.engine.encoded import EncodedSplit, classes_of, few_shot_prefix, make_encoder, prefix_length
-from ensemw2s.engine.teaching import check_teaching
+from ensemw2s.engine.teaching import check_outputs, check_teaching
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
 from ensemw2s.runs.mirror import Storage
 from ensemw2s.runs.store import RunStore, run_store, write_atomic
@@ -157,6 +157,10 @@ def prepare(config: ExperimentConfig) -> Prepared:
         multiple_choice=splits.samples["easy_train"][0].choices is not None,
         one_tokenizer=prints[-1] == prints[0],
     )
+    trained = [("weak", config.weak.training)] * (len(models) - 1) + [("strong", config.strong.training)]
+    for (side, training), model, tokenizer in zip(trained, models, tokenizers, strict=True):
+        classes = classes_of(model.head, splits.samples["easy_train"])
+        check_outputs(side, training, model, facts[model.display_name], tokenizer, classes)
     encoded: dict[str, EncodedSplit] = {}
     truncated: dict[str, set[str]] = {}
     # Weak and strong must see the same samples: all tokenizers are asked, nothing is ever left out.

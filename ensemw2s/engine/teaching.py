@@ -1,11 +1,16 @@
-"""Do the losses and the labels that students learn from go together?"""
+"""Do the losses, the labels that students learn from, and the models go together?"""
 
 from __future__ import annotations
 
-from ensemw2s.config import ExperimentConfig
+from typing import TYPE_CHECKING, Any
+
+from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.errors import ConfigError
-from ensemw2s.training.losses import make_loss
+from ensemw2s.training.losses import TokenLoss, make_loss
 from ensemw2s.training.losses.standard import CrossEntropy, UncertaintySmoothing
+
+if TYPE_CHECKING:
+    from ensemw2s.models.facts import ModelFacts
 
 
 def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_tokenizer: bool) -> None:
@@ -20,7 +25,7 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
         ConfigError: with one line.
     """
     weak, strong = config.weak.training, config.strong.training
-    of_weak, of_strong = make_loss(weak.loss, weak.loss_options), make_loss(strong.loss, strong.loss_options)
+    of_weak, of_strong = _loss("weak", weak), _loss("strong", strong)
     if of_weak.needs:
         raise ConfigError(
             f"weak.training.loss {weak.loss} needs labels with doubt, and members are taught the truth: use cross_entropy, "
@@ -44,6 +49,46 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
         raise ConfigError(
             "labels.targets choices needs multiple-choice data: this data has no choices; use tokens or hard"
         )
+
+
+def check_outputs(
+    side: str,
+    training: TrainingConfig,
+    model: ModelConfig,
+    facts: ModelFacts,
+    tokenizer: Any,
+    classes: tuple[str, ...] | None,
+) -> None:
+    """Check a loss against a model that is trained with it.
+
+    Args:
+        side: weak or strong.
+        training: has the loss.
+        model: is trained.
+        facts: of the model.
+        tokenizer: of the model.
+        classes: of its head, where that is a classifier.
+
+    Raises:
+        ConfigError: the loss names targets that the model does not have.
+    """
+    if classes is not None:
+        n, of = len(classes), f"the classes of {model.display_name}"
+    else:
+        # Vocabularies are padded: what the tokenizer lacks is no token, whatever the output's width.
+        n, of = min(len(tokenizer), facts.vocab_size), f"the vocabulary of {model.display_name}"
+    loss = _loss(side, training)
+    try:
+        loss.check_outputs(n, of)
+    except ValueError as error:
+        raise ConfigError(f"{side}.training: loss {training.loss}: {error}") from error
+
+
+def _loss(side: str, training: TrainingConfig) -> TokenLoss:
+    try:
+        return make_loss(training.loss, training.loss_options)
+    except ConfigError as error:
+        raise ConfigError(f"{side}.training: {error}") from error
 
 
 def asks_teacher(config: ExperimentConfig) -> bool:

@@ -25,6 +25,7 @@ from ensemw2s.engine.rating.options import RatingOptions
 from ensemw2s.engine.rating.output import read_provenance
 from ensemw2s.engine.rating.plan import FoldPlan, begin_work, plan_folds, work_folder
 from ensemw2s.engine.tasks import ProgressEvent, TokenScores
+from ensemw2s.errors import ConfigError
 from ensemw2s.opening import locked_run, supervisors
 from ensemw2s.settings import absolute_paths
 
@@ -151,6 +152,17 @@ def _split(samples: list[Sample]) -> EncodedSplit:
     from ensemw2s.data.encoding import Encoder
 
     return EncodedSplit(samples, Encoder(_Words(), prompt="{question}", max_length=99), 0)  # type: ignore[arg-type]
+
+
+def test_a_loss_over_tokens_that_the_model_lacks_is_refused(
+    make_tiny: MakeConfig, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    loss = {"loss": "confidence", "loss_options": {"classes": [5, 999999]}}
+    config = ExperimentConfig.model_validate(make_tiny(tmp_path, weak__training=loss))
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ConfigError, match=r"^weak.training: .* outside of the vocabulary of tiny-weak"):
+        rate(config, source)
+    assert sorted(tmp_path.iterdir()) == [source]
 
 
 def test_confidence_by_hand() -> None:

@@ -213,6 +213,10 @@ def test_a_loss_by_name_reaches_the_student(make_tiny: MakeConfig, tmp_path: Pat
     assert first == pytest.approx(float(uniform) / len(data.targets[0]), rel=0.1)
 
 
+def confidence(side: str, **options: Any) -> dict[str, Any]:
+    return {f"{side}__training__loss": "confidence", f"{side}__training__loss_options": options}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -225,14 +229,36 @@ def test_a_loss_by_name_reaches_the_student(make_tiny: MakeConfig, tmp_path: Pat
         ({"strong__training__loss": "focal"}, "loss must be one of cross_entropy"),
         ({"strong__training__loss_options": {"gamma": 2}}, "loss cross_entropy has no option 'gamma'"),
         ({"strong__training__loss": "no_such_module:loss"}, "cannot import no_such_module"),
+        (
+            confidence("strong", classes=[False, True]),
+            r"strong.training: loss confidence: classes must be .* not words",
+        ),
+        (confidence("strong", classes=[1.5, 2.5]), r"got \[1.5, 2.5\]"),
+        (
+            confidence("weak", warmup="x"),
+            r"weak.training: loss confidence: warmup must be a number in \[0, 1\], got 'x'",
+        ),
+        (
+            confidence("strong", classes=[5, 999999]),
+            r"strong.training: loss confidence: classes \[999999\] are outside of the vocabulary of tiny-strong, which has 0 to \d+",
+        ),
+        (confidence("weak", classes=[5, 999999]), "weak.training: .* the vocabulary of tiny-weak"),
+        (
+            {
+                **confidence("strong", classes=[1, 4]),
+                "strong__model__head": "classifier",
+            },
+            r"classes \[4\] are outside of the classes of tiny-strong, which has 0 to 3",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(
     make_tiny: MakeConfig, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     config = ExperimentConfig.model_validate(make_tiny(tmp_path, **changes))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         api.run(config)
+    assert len(caught.value.problems) == 1
     assert not (tmp_path / "runs").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,41 @@ class TestRegistry:
             ("crossentropy", {}, "loss must be one of cross_entropy, .* got 'crossentropy'"),
             ("cross_entropy", {"scale": 1}, "no option 'scale'; its options: none"),
             ("confidence", {"alpha": 1}, "its options: alpha_max, classes, hardened, warmup"),
-            ("confidence", {"alpha_max": 1.5}, r"alpha_max must lie in \[0, 1\], got 1.5"),
+            ("confidence", {"alpha_max": 1.5}, r"alpha_max must be a number in \[0, 1\], got 1.5"),
+            ("confidence", {"warmup": "x"}, r"warmup must be a number in \[0, 1\], got 'x'"),
+            ("confidence", {"hardened": True}, r"hardened must be a number in \[0, 1\], got True"),
+            ("confidence", {"alpha_max": float("nan")}, "alpha_max must be a number"),
             ("confidence", {"classes": (3,)}, "at least two different"),
             ("confidence", {"classes": (3, 3)}, "at least two different"),
+            (
+                "confidence",
+                {"classes": [False, True]},
+                r"whole numbers from 0, not words\), got \[False, True\]: ask",
+            ),
+            ("confidence", {"classes": ["no", "yes"]}, r"got \['no', 'yes'\]: ask the tokenizer"),
+            ("confidence", {"classes": [1.5, 2.5]}, r"got \[1.5, 2.5\]"),
+            ("confidence", {"classes": [-1, 2]}, r"got \[-1, 2\]"),
+            ("confidence", {"classes": "12"}, "got '12'"),
+            ("confidence", {"classes": 5}, "got 5"),
+            ("confidence", {"classes": {1: 2, 3: 4}}, "at least two different"),
             ("soft_cross_entropy", {"remainder": "drop"}, "bucket, spread, renormalize"),
+            (
+                "soft_cross_entropy",
+                {"remainder": ["bucket"]},
+                r"bucket, spread, renormalize, got \['bucket'\]",
+            ),
             ("uncertainty_smoothing", {"low": 0.5, "high": 0.1}, "low <= high"),
+            (
+                "uncertainty_smoothing",
+                {"low": "x"},
+                "must be numbers with 0 <= low <= high <= 1, got 'x' and 0.2",
+            ),
             ("product_of_experts", {"weak": -1.0}, "not negative"),
+            (
+                "product_of_experts",
+                {"student": True},
+                "must be numbers, finite and not negative, got 1.0 and True",
+            ),
             ("no_such_module:f", {}, "cannot import no_such_module .*PYTHONPATH"),
             ("ensemw2s.errors:nothing", {}, "has no 'nothing'"),
             ("ensemw2s.errors:", {}, "package.module:function"),
@@ -97,6 +127,16 @@ class TestRegistry:
         with pytest.raises(ConfigError, match=message) as error:
             make_loss(name, options)
         assert "\n" not in str(error.value)
+
+    def test_classes_beyond_the_outputs(self) -> None:
+        loss = make_loss("confidence", {"classes": [0, V, V + 3]})
+        message = (
+            f"classes [{V}, {V + 3}] are outside of the vocabulary of m, which has 0 to {V - 1}: give ids"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            loss.check_outputs(V, "the vocabulary of m")
+        make_loss("confidence", {"classes": [0, V - 1]}).check_outputs(V, "")
+        make_loss("confidence").check_outputs(1, "")
 
     @pytest.fixture
     def own(self, monkeypatch: pytest.MonkeyPatch) -> str:

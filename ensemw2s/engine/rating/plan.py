@@ -136,6 +136,7 @@ def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
     from ensemw2s.data.encoding import tokenizer_fingerprint
     from ensemw2s.engine.aligned import Readers
     from ensemw2s.engine.encoded import classes_of, make_encoder
+    from ensemw2s.engine.teaching import check_outputs
     from ensemw2s.models.device import pick_device
     from ensemw2s.models.facts import inspect_model
     from ensemw2s.models.loading import load_tokenizer
@@ -154,7 +155,9 @@ def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
         tokenizer = load_tokenizer(model)
         prints.setdefault(tokenizer_fingerprint(tokenizer), model.display_name)
         named.append((tokenizer, model.display_name))
-        make_encoder(config.data, tokenizer, classes=classes_of(model.head, samples)).encode(samples)
+        classes = classes_of(model.head, samples)
+        check_outputs("weak", config.weak.training, model, facts, tokenizer, classes)
+        make_encoder(config.data, tokenizer, classes=classes).encode(samples)
     if len(prints) > 1 and config.vote.alignment == "tokens":
         raise ModelError(
             f"the weak models {' and '.join(prints.values())} have different tokenizers: rate with models of one family, or set "

@@ -77,6 +77,17 @@ class TokenLoss:
         """From the rows of the whole effective batch, in any order, to what `BatchState.prepared` holds."""
         raise NotImplementedError
 
+    def check_outputs(self, n_outputs: int, of: str) -> None:
+        """Refuse options that name outputs which a model does not have; the options alone do not show it.
+
+        Args:
+            n_outputs: targets lie in 0..n_outputs - 1: ids of a vocabulary, or classes of a classification head.
+            of: whose they are, for the message, for example "the vocabulary of gpt2".
+
+        Raises:
+            ValueError: it names others.
+        """
+
     def needed(self, value: T | None, name: str) -> T:
         """A part of the targets that must be there.
 
@@ -86,6 +97,11 @@ class TokenLoss:
         if value is None:
             raise ValueError(f"{type(self).__name__} needs targets with {name}, got none")
         return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is a number: YAML also gives text, and truth values, which count as 0 and 1 in Python."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def prepare_batch(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ensemw2s.training.losses.base import BatchState, Targets, TokenLoss
+from ensemw2s.training.losses.base import BatchState, Targets, TokenLoss, is_number
 from ensemw2s.training.losses.formulas import hard_cross_entropy, soft_cross_entropy
 
 
@@ -45,14 +45,18 @@ class ConfidenceAuxiliary(TokenLoss):
 
     def __post_init__(self) -> None:
         for name in ("alpha_max", "warmup", "hardened"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (is_number(value) and 0.0 <= value <= 1.0):
+                raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
         if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
-            if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
-                raise ValueError(
-                    f"classes must be at least two different token ids, got {list(self.classes)}"
-                )
+            object.__setattr__(self, "classes", _token_ids(self.classes))
+
+    def check_outputs(self, n_outputs: int, of: str) -> None:
+        outside = [i for i in self.classes or () if i >= n_outputs]
+        if outside:
+            raise ValueError(
+                f"classes {outside} are outside of {of}, which has 0 to {n_outputs - 1}: give ids of the label words' tokens"
+            )
 
     def alpha(self, progress: float) -> float:
         """Weight of the student's own prediction when this share of the steps is done."""
@@ -112,6 +116,23 @@ class ConfidenceAuxiliary(TokenLoss):
             total = mass.sum(-1, keepdim=True)
             weak = torch.where(total > 0.0, mass / total.clamp(min=1e-30), weak)
         return weak, is_class.any(-1)
+
+
+def _token_ids(given: Any) -> tuple[int, ...]:
+    """The ids of `classes`; text and truth values (YAML's no and yes) are words, not ids.
+
+    Raises:
+        ValueError: they are not at least two different ids.
+    """
+    ids = tuple(given) if isinstance(given, list | tuple) else ()
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids) or len(ids) < 2:
+        ids = ()
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError(
+            f"classes must be at least two different token ids (whole numbers from 0, not words), got {given!r}: ask the "
+            "tokenizer for the ids of the label words, or leave classes out"
+        )
+    return ids
 
 
 def class_thresholds(probs: Tensor, weak: Tensor) -> Tensor:

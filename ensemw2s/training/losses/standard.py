@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ensemw2s.training.losses.base import BatchState, Targets, TokenLoss
+from ensemw2s.training.losses.base import BatchState, Targets, TokenLoss, is_number
 from ensemw2s.training.losses.formulas import (
     REMAINDERS,
     Remainder,
@@ -55,9 +55,9 @@ class UncertaintySmoothing(TokenLoss):
     high: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.low <= self.high <= 1.0:
+        if not (is_number(self.low) and is_number(self.high) and 0.0 <= self.low <= self.high <= 1.0):
             raise ValueError(
-                f"low and high must satisfy 0 <= low <= high <= 1, got {self.low} and {self.high}"
+                f"low and high must be numbers with 0 <= low <= high <= 1, got {self.low!r} and {self.high!r}"
             )
 
     def __call__(self, logits: Tensor, targets: Targets, state: BatchState) -> Tensor:
@@ -75,10 +75,11 @@ class ProductOfExperts(TokenLoss):
     student: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.weak < float("inf") and 0.0 <= self.student < float("inf")):
-            raise ValueError(
-                f"weak and student must be finite and not negative, got {self.weak} and {self.student}"
-            )
+        for value in (self.weak, self.student):
+            if not (is_number(value) and 0.0 <= value < float("inf")):
+                raise ValueError(
+                    f"weak and student must be numbers, finite and not negative, got {self.weak!r} and {self.student!r}"
+                )
 
     def __call__(self, logits: Tensor, targets: Targets, state: BatchState) -> Tensor:
         return product_of_experts(logits, self.needed(targets.soft, "soft"), self.weak, self.student)
