@@ -26,7 +26,7 @@ from ensemw2s.opening import Show, local_executor, locked_run, open_run
 from ensemw2s.runs.reading import read_run
 from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import config_from_mapping, load_config
-from ensemw2s.tracking import check_trackers, tracked
+from ensemw2s.tracking import tracked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,6 @@ def run(
     from ensemw2s.engine.prepare import check_directory
 
     config = as_config(config, overrides)
-    check_trackers(config)
     store = check_directory(config)
     if store.exists and {"results", "report"} <= set(store.stages()) and store.is_whole():
         store.require("results")

@@ -5,7 +5,6 @@ All of it happens in the process that started the run: workers know nothing of i
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +14,13 @@ from typing import Any, Protocol
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent
-from ensemw2s.errors import ConfigError, EnsemW2SError
+from ensemw2s.engine.trackers import check_trackers
+from ensemw2s.errors import EnsemW2SError
+
+__all__ = ["TRACKERS", "Tracked", "Tracker", "check_trackers", "result_numbers", "tracked"]
 
 Show = Callable[[ProgressEvent], None]
 PROJECT = "ensemw2s"
-INSTALL = {
-    "tensorboard": ("tensorboardX", "tensorboard"),
-    "wandb": ("wandb", "wandb"),
-    "mlflow": ("mlflow", "mlflow"),
-}
-"""the module of each, and the extra that brings it"""
 
 
 class Tracker(Protocol):
@@ -114,24 +110,6 @@ TRACKERS: dict[str, Callable[[ExperimentConfig, Path], Tracker]] = {
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,
 }
-
-
-def check_trackers(config: ExperimentConfig) -> None:
-    """Refuse a tracker that cannot work, before anything is written.
-
-    Raises:
-        ConfigError: its package is not installed, or it has no address.
-    """
-    for name in config.runtime.log_to:
-        module, extra = INSTALL[name]
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"runtime.log_to {name}: the package {module} is not installed: pip install 'ensemw2s[{extra}]', or leave it out"
-            )
-        if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
-            raise ConfigError(
-                "runtime.log_to mlflow: MLFLOW_TRACKING_URI is not set: give the address of your tracking server"
-            )
 
 
 @contextmanager

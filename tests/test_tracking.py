@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from ensemw2s import api
+from ensemw2s import api, cli
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.doctor import software
 from ensemw2s.engine.tasks import ProgressEvent
 from ensemw2s.errors import ConfigError
-from ensemw2s.tracking import Tracked, check_trackers, result_numbers, tracked
+from ensemw2s.tracking import TRACKERS, Tracked, check_trackers, result_numbers, tracked
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -95,11 +97,42 @@ def config_with(make_tiny: MakeConfig, folder: Path, name: str) -> ExperimentCon
     return ExperimentConfig.model_validate(make_tiny(folder, runtime__log_to=[name]))
 
 
-def test_what_is_not_installed_is_refused(make_tiny: MakeConfig, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ensemw2s.tracking.INSTALL", {"wandb": ("no_such_package", "wandb")})
+@pytest.fixture
+def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemw2s.engine.trackers.INSTALL", {"wandb": ("no_such_package", "wandb")})
+
+
+def test_what_is_not_installed_is_refused(make_tiny: MakeConfig, tmp_path: Path, no_wandb: None) -> None:
     with pytest.raises(ConfigError, match="no_such_package is not installed: pip install"):
         api.run(config_with(make_tiny, tmp_path, "wandb"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_and_the_doctor_say_it_too(
+    make_tiny: MakeConfig, tmp_path: Path, no_wandb: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tiny(tmp_path)))
+    override = "runtime.log_to=[wandb]"
+    assert cli.main(["run", str(path), "--dry-run", override]) == 2
+    captured = capsys.readouterr()
+    missing, remedy = (
+        "the package no_such_package is not installed",
+        "pip install 'ensemw2s[wandb]', or leave it out",
+    )
+    assert captured.out == ""
+    assert captured.err == f"error: runtime.log_to wandb: {missing}: {remedy}\n"
+    assert cli.main(["doctor", str(path), override]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"bad wandb runtime.log_to: {missing} -> {remedy}" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_doctor_finds_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemw2s.engine.trackers.INSTALL", {name: ("json", name) for name in TRACKERS})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    status = {check.name: check.status for check in software.check_trackers(list(TRACKERS))}
+    assert status == {"tensorboard": "ok", "wandb": "ok", "mlflow": "bad"}
 
 
 def test_mlflow_needs_an_address_and_a_run_goes_on_there(

@@ -13,7 +13,13 @@ from ensemw2s.config.uris import is_uri
 from ensemw2s.doctor.check import Check, Status
 from ensemw2s.doctor.machine import check_machine
 from ensemw2s.doctor.reach import check_cache, check_config, check_hub, check_storage
-from ensemw2s.doctor.software import check_demo_packages, check_gpus, check_packages, check_ray
+from ensemw2s.doctor.software import (
+    check_demo_packages,
+    check_gpus,
+    check_packages,
+    check_ray,
+    check_trackers,
+)
 from ensemw2s.settings import load_config
 
 __all__ = ["Check", "Status", "collect", "diagnose", "exit_code", "render"]
@@ -35,6 +41,7 @@ def collect(config: ExperimentConfig | None = None, *, deep: bool = False) -> li
     checks = check_machine(runs, compiler_needed=uses_ray)
     checks.append(check_gpus(needed=runtime is not None and runtime.device == "cuda"))
     checks += check_packages()
+    checks += check_trackers(runtime.log_to if runtime else ())
     if uses_ray:
         checks += check_ray(address, deep=deep)
     checks += [check_hub(), check_cache()]

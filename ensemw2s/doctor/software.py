@@ -1,4 +1,4 @@
-"""Installed packages, GPUs as PyTorch sees them, and Ray."""
+"""Installed packages, tools to log to, GPUs as PyTorch sees them, and Ray."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 
 from ensemw2s.cluster.address import why_unreachable
 from ensemw2s.doctor.check import Check
+from ensemw2s.engine.trackers import tracker_problem
 
 # Shown with their versions; whatever else is required is checked, too.
 _SHOWN = ("torch", "transformers", "ray", "deepspeed", "datasets", "peft", "numpy", "pydantic")
@@ -49,6 +51,18 @@ def check_demo_packages() -> list[Check]:
             checks.append(Check(name, "warn", f"{module} is not installed", "make demo installs it"))
         else:
             checks.append(Check(name, "ok", f"{module} {_version(module) or ''}".rstrip()))
+    return checks
+
+
+def check_trackers(names: Sequence[str]) -> list[Check]:
+    """The tools that ``runtime.log_to`` names."""
+    checks = []
+    for name in names:
+        problem = tracker_problem(name)
+        if problem is None:
+            checks.append(Check(name, "ok", "it can be logged to"))
+        else:
+            checks.append(Check(name, "bad", f"runtime.log_to: {problem[0]}", problem[1]))
     return checks
 
 

@@ -19,6 +19,7 @@ from ensemw2s.data.splits import Splits, make_splits
 from ensemw2s.engine.aligned import Readers
 from ensemw2s.engine.encoded import EncodedSplit, classes_of, few_shot_prefix, make_encoder, prefix_length
 from ensemw2s.engine.teaching import check_outputs, check_teaching
+from ensemw2s.engine.trackers import check_trackers
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
 from ensemw2s.runs.mirror import Storage
 from ensemw2s.runs.store import RunStore, run_store, write_atomic
@@ -113,6 +114,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     from ensemw2s.models.facts import inspect_model
     from ensemw2s.models.loading import load_tokenizer
 
+    check_trackers(config)
     choose_accelerator(pick_device(config.runtime.device))
     absolute = absolute_paths(config)
     models = [*absolute.weak.models, absolute.strong.model]
