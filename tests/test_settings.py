@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ensemw2s import cli
 from ensemw2s.config import (
     BoostingConfig,
     FileSource,
@@ -17,7 +18,7 @@ from ensemw2s.errors import ConfigError
 from ensemw2s.settings import (
     load_config,
 )
-from tests.settings_files import BASE, load, problems
+from tests.settings_files import BASE, load, problems, write
 
 
 class TestReading:
@@ -246,6 +247,50 @@ class TestProblems:
         lines = problems(tmp_path, text=text)
         assert wanted in lines[0]
         assert all("\n" not in line for line in lines)
+
+    @pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["doctor"]])
+    @pytest.mark.parametrize(
+        ("text", "kind", "use"),
+        [
+            ("parameters: {boosting.rounds: {grid: [1, 2]}}", "a sweep, not an experiment", "sweep"),
+            ("variants: {EnsemW2S: {}}", "a comparison, not an experiment", "compare"),
+            ("seeds: [0, 1]", "a comparison, not an experiment", "compare"),
+        ],
+    )
+    def test_a_sweep_or_a_comparison_is_no_experiment(
+        self,
+        tmp_path: Path,
+        text: str,
+        kind: str,
+        use: str,
+        command: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        path = write(tmp_path, f"name: study\nbase: tiny.yaml\n{text}\n")
+        assert cli.main([*command, str(path), "seed=1"]) == 2
+        line = f"{path} is {kind}: use ensemw2s {use} {path}, or give the experiment that is its base"
+        assert capsys.readouterr().err == f"error: {line}\n"
+
+    def test_a_sweep_is_no_comparison_and_the_other_way_round(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sweep, comparison = tmp_path / "sweep.yaml", tmp_path / "comparison.yaml"
+        sweep.write_text("name: a\nbase: b.yaml\nparameters: {boosting.rounds: {grid: [1, 2]}}\nsamples: 2\n")
+        comparison.write_text("name: a\nbase: b.yaml\nvariants: {EnsemW2S: {}}\nseeds: [0, 1]\n")
+        for command, path, line in (
+            ("compare", sweep, f"{sweep} is a sweep, not a comparison: use ensemw2s sweep {sweep}"),
+            (
+                "sweep",
+                comparison,
+                f"{comparison} is a comparison, not a sweep: use ensemw2s compare {comparison}",
+            ),
+        ):
+            assert cli.main([command, str(path)]) == 2
+            assert capsys.readouterr().err == f"error: {line}\n"
+
+    def test_an_experiment_with_a_base_is_told_that_there_is_no_such_key(self, tmp_path: Path) -> None:
+        (line,) = problems(tmp_path, text=BASE + "base: other.yaml\n")
+        assert line.startswith("base: unknown key")
 
     def test_a_file_that_unfolds_without_end(self, tmp_path: Path) -> None:
         levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 8))

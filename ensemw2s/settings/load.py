@@ -17,6 +17,8 @@ from ensemw2s.settings.fields import shown
 from ensemw2s.settings.overrides import apply_override, split_overrides
 from ensemw2s.settings.yaml_text import Document
 
+STUDIES = {"sweep": ("sweep", "parameters"), "comparison": ("compare", "variants")}
+"""files that name an experiment as their base: the command of each, and the field that the other lacks"""
 _DEEPSPEED_KEY = "strong.training.deepspeed"
 
 
@@ -51,6 +53,12 @@ def load_config(path: pathlib.Path | str, overrides: Sequence[str] = ()) -> Expe
         kind = "a list" if isinstance(document.value, list) else shown(document.value)
         raise ConfigError(
             f"{path} holds {kind}: a mapping with the keys name, data, weak, strong, ... is needed"
+        )
+    if "base" in document.value and not any(key in document.value for key in ("data", "weak", "strong")):
+        # A comparison need not say what it compares.
+        kind = "sweep" if STUDIES["sweep"][1] in document.value else "comparison"
+        raise ConfigError(
+            f"{path} is a {kind}, not an experiment: use ensemw2s {STUDIES[kind][0]} {path}, or give the experiment that is its base"
         )
     return _finish(document, overrides, path.parent)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.config.uris import is_uri
 from ensemw2s.errors import ConfigError
-from ensemw2s.settings.load import load_config
+from ensemw2s.settings.load import STUDIES, load_config
 from ensemw2s.settings.paths import absolute_paths
 from ensemw2s.settings.yaml_text import parse
 
@@ -46,6 +46,9 @@ def read_study(path: pathlib.Path | str, kind: type[Study], what: str) -> Study:
         raise ConfigError(
             f"{path} is an experiment, not a {what}: write a {what} file that names it: base: {path.name}"
         )
+    for other, (command, key) in STUDIES.items():
+        if other != what and key in document.value and STUDIES[what][1] not in document.value:
+            raise ConfigError(f"{path} is a {other}, not a {what}: use ensemw2s {command} {path}")
     try:
         return kind.model_validate(document.value)
     except ValidationError as error:
