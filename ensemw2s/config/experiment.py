@@ -295,6 +295,11 @@ class ExperimentConfig(Section):
             raise ValueError(
                 "labels.targets tokens are of a vocabulary, and a classifier has classes: use choices or hard"
             )
+        if self.labels.targets == "tokens" and (self.vote.label_model != "weighted" or self.vote.calibrate):
+            raise ValueError(
+                f"labels.targets tokens are the members' mixture by their weights, and vote.label_model {self.vote.label_model} with "
+                f"calibrate {str(self.vote.calibrate).lower()} decides about whole choices: use targets choices, or label_model weighted"
+            )
         if strong == "classifier" and "few_shot" in self.evaluation.baselines:
             raise ValueError(
                 "baseline few_shot needs a strong model that reads answers: give strong.model.head lm"

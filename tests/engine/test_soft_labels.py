@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
@@ -260,6 +261,17 @@ def test_what_does_not_go_together_is_refused(
         api.run(config)
     assert len(caught.value.problems) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("vote", [{"label_model": "glad"}, {"calibrate": True}])
+def test_token_labels_are_of_the_weighted_vote(
+    make_tiny: MakeConfig, tmp_path: Path, vote: dict[str, Any]
+) -> None:
+    changes = {"labels": {"targets": "tokens"}, "strong__training__loss": "soft_cross_entropy", "vote": vote}
+    with pytest.raises(
+        ValidationError, match=r"vote.label_model (glad|weighted) with calibrate .* whole choices"
+    ):
+        ExperimentConfig.model_validate(make_tiny(tmp_path, **changes))
 
 
 def test_choices_need_choices_and_tokens_one_tokenizer(make_tiny: MakeConfig, tmp_path: Path) -> None:
