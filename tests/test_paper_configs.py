@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ensemw2s import cli
 from ensemw2s.config import BuiltinSource, ExperimentConfig, FileSource
+from ensemw2s.data import builtin
+from ensemw2s.data.samples import samples_to_table
+from ensemw2s.data.sources import load_source
 from ensemw2s.engine.prepare import prepare
+from ensemw2s.errors import DataError
 from ensemw2s.settings import load_config
 
 from .conftest import questions, write_jsonl
@@ -100,6 +110,111 @@ def test_the_rating_that_an_easy_hard_setting_asks_for_is_of_its_own_data() -> N
             rated = load_config(random, [])
             assert isinstance(rated.data.pool, BuiltinSource)
             assert rated.weak == config.weak
+
+
+ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "arc_easy": lambda n: _labelled(n),
+    "arc_challenge": lambda n: _labelled(n),
+    "quartz": lambda n: _labelled(n),
+    "sciq": lambda n: _sciq(n),
+    "sciq_binary": lambda n: _sciq(n),
+    "boolq": lambda n: {"question": f"is it {n}", "answer": len(n) % 2 == 0, "passage": f"It is {n}."},
+    "amazon_polarity": lambda n: {"label": len(n) % 2, "title": n, "content": "Good."},
+    "cosmosqa": lambda n: {
+        "id": n,
+        "context": n,
+        "question": "Why?",
+        **{f"answer{i}": f"reason {i}" for i in range(4)},
+        "label": 1,
+    },
+    "anthropic_hh": lambda n: {"chosen": f"Human: {n}", "rejected": f"Human: not {n}"},
+}
+
+
+def _labelled(n: str) -> dict[str, Any]:
+    choices = {"text": ["no", "yes"], "label": ["A", "B"]}
+    return {"id": n, "question": f"Is it {n}?", "choices": choices, "answerKey": "B"}
+
+
+def _sciq(n: str) -> dict[str, Any]:
+    wrong = {f"distractor{i}": f"part {i}" for i in (1, 2, 3)}
+    return {"question": f"What does {n} need?", "correct_answer": "water", **wrong}
+
+
+@pytest.fixture
+def local_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every built-in data set as a small one on this machine, of other questions in each split."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    for name, row in ROWS.items():
+        folder = tmp_path / "sets" / name
+        folder.mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            table = pa.Table.from_pylist([row(f"{name} {split} {'i' * i}") for i in range(40)])
+            pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+        monkeypatch.setitem(builtin._DATASETS[name], "path", str(folder))
+        for key in ("name", "revision"):
+            monkeypatch.delitem(builtin._DATASETS[name], key, raising=False)
+
+
+def commands(section: str) -> list[tuple[str, str, list[str]]]:
+    """(command, configuration, the rest) of the lines in the code blocks of a section of docs/paper.md."""
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    part = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", part, re.DOTALL)).replace("\\\n", "")
+    words = [shlex.split(line) for line in blocks.splitlines() if line]
+    assert all(w[0] == "ensemw2s" for w in words)
+    return [(w[1], w[2], w[3:]) for w in words]
+
+
+def test_other_data_sets_are_had_as_the_page_says(
+    local_sets: None, tmp_path: Path, tiny_weak: Path, tiny_strong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [f"weak.models.0.path={tiny_weak}", f"strong.model.path={tiny_strong}", "data.max_length=128"]
+    sizes: dict[str, dict[str, int]] = {}
+    for command, name, rest in commands("Other data sets"):
+        if command == "rate":
+            at = rest.index("--output")
+            config = load_config(ROOT / name, [word for word in rest[:at] if "=" in word])
+            assert config.data.pool is not None
+            samples = [replace(s, difficulty=float(i)) for i, s in enumerate(load_source(config.data.pool))]
+            Path(rest[at + 1]).parent.mkdir(exist_ok=True)
+            pq.write_table(samples_to_table(samples), rest[at + 1])
+            continue
+        prepared = prepare(load_config(ROOT / name, [*rest, *small]))
+        sizes[prepared.config.name] = {n: len(s) for n, s in prepared.splits.samples.items()}
+    assert len(sizes) == 6
+    assert min(n for size in sizes.values() for n in size.values()) >= 3
+    assert sizes["boolq-random"]["sciq"] == sizes["challenge-random"]["arc_easy"] == 40
+    assert (
+        sizes["cosmosqa-easy-hard"]["all_difficulties"] == sizes["quartz-easy-hard"]["all_difficulties"] == 40
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_which_sets_take_the_place_of_a_pool(
+    name: str, local_sets: None, tmp_path: Path, tiny_weak: Path, tiny_strong: Path
+) -> None:
+    """With two overrides, but for the further test set of the configuration."""
+    binary = name in builtin.MAPPINGS
+    path = (
+        ROOT
+        / "configs"
+        / "paper"
+        / ("binary-random-gpt2.yaml" if binary else "generative-random-pythia.yaml")
+    )
+    overrides = [f"data.pool.name={name}", f"data.test.name={name}", "data.max_length=128"]
+    config = load_config(
+        path, [*overrides, f"weak.models.0.path={tiny_weak}", f"strong.model.path={tiny_strong}"]
+    )
+    if name in config.data.extra_tests:
+        with pytest.raises(DataError, match=f"^the split {name} is empty"):
+            prepare(config)
+    else:
+        assert min(len(s) for s in prepare(config).splits.samples.values()) >= 3
 
 
 def test_doctor_says_what_is_not_reachable(
