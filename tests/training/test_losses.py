@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ class TestRegistry:
             "product_of_experts": (["soft"], False),
             "confidence": ([], True),
         }
+
+    def test_every_loss_and_option_is_documented_with_its_default(self) -> None:
+        text = (Path(__file__).parents[2] / "docs" / "concepts.md").read_text(encoding="utf-8")
+        table = text.split("\n## Losses\n")[1].split("\n## ")[0]
+        documented = {}
+        for name, options in re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", table, re.MULTILINE):
+            documented[name] = dict(re.findall(r"`(\w+)` \(([^)]*)\)", options))
+        assert documented == {n: {f.name: str(f.default) for f in fields(kind)} for n, kind in LOSSES.items()}
 
     @pytest.mark.parametrize(
         ("name", "options", "message"),
