@@ -170,6 +170,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("config", help="YAML file of the comparison, for example configs/compare.yaml")
     compare.add_argument("overrides", nargs="*", help=EPILOG)
+    compare.add_argument(
+        "--dry-run", action="store_true", help="check every variant and estimate what it adds; writes nothing"
+    )
     compare.set_defaults(function=_compare)
 
     doctor = commands.add_parser("doctor", help="what is there, and what is wrong", allow_abbrev=False)
@@ -346,7 +349,7 @@ def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _compare(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from ensemw2s.comparisons.command import compare
 
-    return compare(arguments.config, overrides)
+    return compare(arguments.config, overrides, dry_run=arguments.dry_run)
 
 
 def _doctor(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`ensemw2s compare`: every variant with every seed, one after another, then the table."""
+"""`ensemw2s compare`: every variant with every seed, then the tables."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ensemw2s.comparisons.config import Comparison, load_comparison
+from ensemw2s.comparisons.plan import check_variants
 from ensemw2s.config import identity_differences
 from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.runs.store import directory_errors, write_atomic
+from ensemw2s.tracking import check_trackers
 
 CLAIM = "runs.json"
 
 
-def compare(path: str, overrides: Sequence[str]) -> int:
+def compare(path: str, overrides: Sequence[str], *, dry_run: bool = False) -> int:
     """Run or continue a comparison and print its tables; returns the exit code: 1 where a variant gave no result."""
     comparison = load_comparison(path, overrides)
+    check_trackers(comparison.base)
+    if dry_run:
+        return print_plan(comparison)
+    check_claim(comparison)
+    check_variants(comparison)
     claim(comparison)
     results, folders, failed = run_all(comparison)
     if not results:
@@ -28,7 +35,8 @@ def compare(path: str, overrides: Sequence[str]) -> int:
     from ensemw2s.comparisons.table import build_table
 
     first = next(iter(results.values()))[0]
-    splits = [s for s, info in first["splits"].items() if s not in ("easy_train", "easy_val", "hard_train")]
+    tests = [s for s in first["splits"] if s not in ("easy_train", "easy_val", "hard_train")]
+    splits = [*tests, "easy_val"]
     tables = [build_table(comparison, results, folders, split) for split in splits]
     write_comparison(comparison, tables, failed)
     for table in tables:
@@ -55,58 +63,104 @@ def run_all(
     results: dict[str, list[dict[str, Any]]] = {}
     folders: dict[str, list[Path]] = {}
     failed: dict[str, str] = {}
-    total = len(comparison.config.variants) * len(comparison.config.seeds)
-    number = 0
-    for variant in comparison.config.variants:
-        for seed in comparison.config.seeds:
-            number += 1
-            if variant in failed:
-                continue
-            print(f"run {number} of {total}: {variant}, seed {seed}", file=sys.stderr, flush=True)
-            try:
-                with make_progress() as progress:
-                    result = api.run(comparison.run(variant, seed), progress=progress)
-            except (ResourceError, RunDirectoryError):
-                raise
-            except UserError as error:
-                failed[variant] = f"seed {seed}: {error}"
-                results.pop(variant, None)
-                folders.pop(variant, None)
-                print(f"{variant}, seed {seed}: {error}", file=sys.stderr, flush=True)
-                continue
-            results.setdefault(variant, []).append(result.results)
-            folders.setdefault(variant, []).append(result.run_dir)
+    if comparison.config.runs_at_once != 1:
+        from ensemw2s.comparisons.at_once import run_at_once
+
+        left = [(v, s) for v, s in comparison.runs if not comparison.is_finished(v, s)]
+        if left:
+            failed = run_at_once(comparison, left, lambda line: print(line, file=sys.stderr, flush=True))
+    for number, (variant, seed) in enumerate(comparison.runs, start=1):
+        if variant in failed:
+            continue
+        print(f"run {number} of {len(comparison.runs)}: {variant}, seed {seed}", file=sys.stderr, flush=True)
+        try:
+            with make_progress() as progress:
+                result = api.run(comparison.run(variant, seed), progress=progress)
+        except (ResourceError, RunDirectoryError):
+            raise
+        except UserError as error:
+            failed[variant] = f"seed {seed}: {error}"
+            results.pop(variant, None)
+            folders.pop(variant, None)
+            print(f"{variant}, seed {seed}: {error}", file=sys.stderr, flush=True)
+            continue
+        results.setdefault(variant, []).append(result.results)
+        folders.setdefault(variant, []).append(result.run_dir)
     return results, folders, failed
 
 
 def claim(comparison: Comparison) -> None:
-    """Make the comparison's folder, or see that it holds this comparison, perhaps with other variants and seeds.
+    """Make the comparison's folder, or note the variants that were added.
+
+    Raises:
+        RunDirectoryError: see :func:`check_claim`.
+    """
+    if check_claim(comparison):
+        with directory_errors(comparison.folder):
+            comparison.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(comparison.folder / CLAIM, json.dumps(_meaning(comparison), indent=1) + "\n")
+
+
+def check_claim(comparison: Comparison) -> bool:
+    """See that the comparison's folder is free, or holds this comparison, perhaps with other variants and seeds.
 
     Variants and seeds may be added: what is there is kept. A variant may not change its meaning under its name.
+
+    Returns:
+        whether there is anything new to note in it.
 
     Raises:
         RunDirectoryError: the folder holds something else, or another experiment.
     """
     path = comparison.folder / CLAIM
-    ours = {"base": comparison.base.identity(), "variants": comparison.config.variants}
     if not path.is_file():
         if comparison.folder.exists() and any(comparison.folder.iterdir()):
             raise RunDirectoryError(
                 f"{comparison.folder} is not empty and holds no comparison: choose another name, or remove it"
             )
-        with directory_errors(comparison.folder):
-            comparison.folder.mkdir(parents=True, exist_ok=True)
-    else:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        differences = identity_differences(theirs["base"], json.loads(json.dumps(ours["base"])))
-        old, new = list(theirs["variants"].items()), list(comparison.config.variants.items())
-        if old[: len(new)] != new[: len(old)]:
-            differences.append("variants in another order, or with other fields: add new ones at the end")
-        if differences:
-            raise RunDirectoryError(
-                f"{comparison.folder} holds another comparison ({'; '.join(differences[:3])}): choose another name, or undo the change "
-                "to continue it"
-            )
-        if len(old) > len(new):
-            return
-    write_atomic(path, json.dumps(ours, indent=1) + "\n")
+        return True
+    ours, theirs = _meaning(comparison), json.loads(path.read_text(encoding="utf-8"))
+    differences = identity_differences(theirs["base"], json.loads(json.dumps(ours["base"])))
+    old, new = list(theirs["variants"].items()), list(comparison.config.variants.items())
+    if old[: len(new)] != new[: len(old)]:
+        differences.append("variants in another order, or with other fields: add new ones at the end")
+    if differences:
+        raise RunDirectoryError(
+            f"{comparison.folder} holds another comparison ({'; '.join(differences[:3])}): choose another name, or undo the change "
+            "to continue it"
+        )
+    return len(new) > len(old)
+
+
+def _meaning(comparison: Comparison) -> dict[str, Any]:
+    return {"base": comparison.base.identity(), "variants": comparison.config.variants}
+
+
+def print_plan(comparison: Comparison) -> int:
+    """Check every variant, and print what each adds for one seed."""
+    from ensemw2s.comparisons.plan import plan
+    from ensemw2s.engine.estimate import measure_flops
+    from ensemw2s.models.device import pick_device
+
+    check_claim(comparison)
+    device = pick_device(comparison.base.runtime.device)
+    rows = plan(comparison, measure_flops(device))
+    width = max(len(row.name) for row in rows) + 2
+    print(f"{'variant':<{width}}{'stages':>8}{'tokens':>14}{'seconds':>10}{'disk':>12}")
+    for row in rows:
+        print(
+            f"{row.name:<{width}}{row.stages:>8}{row.tokens:>14,}{row.seconds:>10.0f}{row.disk / 2**30:>8.2f} GiB"
+        )
+    n = len(comparison.config.seeds)
+    tokens, seconds, disk = (
+        sum(getattr(row, name) for row in rows) for name in ("tokens", "seconds", "disk")
+    )
+    print(
+        f"{f'{n} seed(s) in all':<{width}}{'':>8}{n * tokens:>14,}{n * seconds:>10.0f}{n * disk / 2**30:>8.2f} GiB"
+    )
+    print(f"\nfolder: {comparison.folder} (nothing was written)")
+    print(
+        "A stage that an earlier variant has done counts nothing. "
+        f"Estimates for one {device}, to about a factor of two; disk is the weights that stay."
+    )
+    return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,18 @@ class ComparisonConfig(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = Field(
         (0,), description="seeds of training and draws; the splits stay the same"
     )
+    runs_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="1: one run after another, each with the executor of the experiment. More: on Ray, each run in one process; auto: as "
+        "many as the cluster's CPUs and GPUs hold",
+    )
+    cpus_per_run: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="logical CPUs of a run, with more than one at once; none given: the share of its GPUs, or a whole node",
+    )
+    gpus_per_run: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="GPUs of a run, with more than one at once; none given: 1 where the cluster has any"
+    )
     variants: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
         VARIANTS, description="name in the table -> fields that differ from the experiment"
     )
@@ -46,6 +58,9 @@ class ComparisonConfig(Section):
     def _no_repeats(self) -> ComparisonConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed stands twice: each counts as an independent run, so give different ones")
+        for key, instead in (("seed", "seeds"), ("name", "the comparison's name")):
+            if key in self.set:
+                raise ValueError(f"set may not have {key}: {instead} says it for all runs")
         for name, changes in self.variants.items():
             # The ceiling and the other references are those of the first variant.
             fixed = ("runtime", "name", "runs_dir", "seed", "data", "strong", "evaluation")
@@ -68,6 +83,16 @@ class Comparison:
     def folder(self) -> Path:
         """Where everything of the comparison lies."""
         return Path(self.base.runs_dir) / self.config.name
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """All runs, as variants and seeds, in order."""
+        return [(variant, seed) for variant in self.config.variants for seed in self.config.seeds]
+
+    def is_finished(self, variant: str, seed: int) -> bool:
+        """Whether this run has results."""
+        run = self.run(variant, seed)
+        return (Path(run.runs_dir) / run.name / "results.json").is_file()
 
     def run(self, variant: str, seed: int) -> ExperimentConfig:
         """One run of the comparison, sharing equal work with the others."""

@@ -21,12 +21,14 @@ HEADER = [
     "against its student",
     "PGR",
     "weak FLOPs",
+    "FLOPs a point",
 ]
 NOTES = (
     "Shares of questions answered right, means over the seeds. Intervals and differences resample seeds and questions together; "
     "with few seeds they say little about other seeds.",
     "p is of a paired permutation test over questions, corrected by Holm's method for all differences on the split.",
-    "Weak FLOPs: training and scoring of the members of one run, as estimated, whether computed in that run or taken from an equal one.",
+    "Weak FLOPs: training and scoring of the members of one run, as estimated, whether computed in that run or taken from an equal one. "
+    "FLOPs a point: those beyond the single model's, for each point that the ensemble is better than it.",
 )
 
 
@@ -83,6 +85,7 @@ def _variant(row: VariantRow) -> list[str]:
         _difference(row.student_difference),
         "undefined" if row.pgr is None else f"{row.pgr.value:.2f} ({row.pgr.low:.2f} to {row.pgr.high:.2f})",
         flops(row.weak_flops),
+        "" if row.flops_per_point is None else flops(row.flops_per_point),
     ]
 
 

@@ -63,6 +63,7 @@ class VariantRow:
         pgr: of the student, None where there may be no gap.
         members: members that vote, mean over the seeds.
         weak_flops: FLOPs of the weak side, mean over the seeds.
+        flops_per_point: FLOPs beyond the single model's for each point that the ensemble is better than it; None where it is not.
     """
 
     name: str
@@ -73,6 +74,7 @@ class VariantRow:
     pgr: Interval | None
     members: float
     weak_flops: float
+    flops_per_point: float | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def build_table(
         comparison: says how to resample.
         results: results.json of each variant's runs, a run a seed; the shared systems come from the first variant.
         folders: their run directories.
-        split: a test split.
+        split: easy_val or a test split.
     """
     scores = {name: read_scores(runs, split) for name, runs in folders.items()}
     base = scores[next(iter(scores))]
@@ -137,8 +139,11 @@ def build_table(
         for (a, b), p, adjusted in zip(pairs, p_values, holm(p_values), strict=True)
     ]
     rows = []
+    single_flops = float(np.mean([_single_flops(r) for r in next(iter(results.values()))]))
     for index, (name, own) in enumerate(scores.items()):
         runs = results[name]
+        weak_flops = float(np.mean([_weak_flops(r) for r in runs]))
+        points = 100.0 * differences[2 * index].value
         rows.append(
             VariantRow(
                 name,
@@ -155,7 +160,8 @@ def build_table(
                     level=level,
                 ),
                 float(np.mean([r["selected_rounds"] for r in runs])),
-                float(np.mean([_weak_flops(r) for r in runs])),
+                weak_flops,
+                (weak_flops - single_flops) / points if points > 0 and weak_flops > single_flops else None,
             )
         )
     shared = {label: accuracy(base[key]) for key, label in SHARED if key in base}
@@ -168,3 +174,9 @@ def _difference(interval: Interval, p: float, adjusted: float) -> Difference:
 
 def _weak_flops(results: dict[str, Any]) -> float:
     return sum(c["flops"] for stage, c in results["cost"].items() if stage.startswith(WEAK_STAGES))
+
+
+def _single_flops(results: dict[str, Any]) -> float:
+    """FLOPs of the first member alone: those of the ensemble are more."""
+    first = ("prior-0", "member-00", "votes-member-00", "answers-member-00")
+    return sum(c["flops"] for stage, c in results["cost"].items() if stage in first)

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.config.uris import is_uri
 from ensemw2s.errors import ConfigError
+from ensemw2s.settings import fields
 from ensemw2s.settings.load import STUDIES, load_config
 from ensemw2s.settings.paths import absolute_paths
+from ensemw2s.settings.problems import refused
 from ensemw2s.settings.yaml_text import parse
 
 Study = TypeVar("Study", bound=BaseModel)
@@ -52,7 +54,9 @@ def read_study(path: pathlib.Path | str, kind: type[Study], what: str) -> Study:
     try:
         return kind.model_validate(document.value)
     except ValidationError as error:
-        raise ConfigError([_line(item, kind) for item in error.errors()]) from None
+        raise ConfigError(
+            list(dict.fromkeys(_line(item, kind, document.value) for item in error.errors()))
+        ) from None
 
 
 def read_base(
@@ -83,12 +87,18 @@ def assignments(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def _line(item: Any, kind: type[BaseModel]) -> str:
+def _line(item: Any, kind: type[BaseModel], given: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "missing":
         return f"{where}: it is missing: {kind.model_fields[str(item['loc'][0])].description}"
     if item["type"] == "extra_forbidden":
-        fields = f": the fields are {', '.join(kind.model_fields)}" if len(item["loc"]) == 1 else ""
-        return f"{where}: there is no such field{fields}"
+        known = f": the fields are {', '.join(kind.model_fields)}" if len(item["loc"]) == 1 else ""
+        return f"{where}: there is no such field{known}"
+    name = str(item["loc"][0]) if item["loc"] else ""
+    field = kind.model_fields.get(name)
+    if field is not None and item["type"] != "value_error" and not isinstance(given[name], dict):
+        # The whole field, once: pydantic has an error for each alternative of its type.
+        allowed = fields.sentence(fields.kinds(field.annotation, field.metadata))
+        return refused((name,), given[name], allowed)
     message = item["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

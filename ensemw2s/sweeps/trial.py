@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ensemw2s.config import ExperimentConfig
+from ensemw2s.cluster.shares import Share, in_one_process
 from ensemw2s.engine.tasks import ProgressEvent
 from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.sweeps.config import Sweep
@@ -17,7 +17,7 @@ def trial_name(trial_id: str) -> str:
     return f"trial-{trial_id.rsplit('_', 1)[-1]}"
 
 
-def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
+def run_trial(values: dict[str, Any], sweep: Sweep, share: Share) -> None:
     """Run by Ray Tune in a process of its own.
 
     A trial that cannot give a result (its training diverged, no member is better than the prior) reports accuracy 0 and
@@ -38,7 +38,8 @@ def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
             tune.report({"round": rounds, METRIC: event.metrics[METRIC], "finished": False, "failure": ""})
 
     try:
-        config = _placed(sweep.trial(values, name=name), sweep, threads)
+        config = sweep.trial(values, name=name)
+        config = config.model_copy(update={"runtime": in_one_process(config.runtime, share, sweep.cache)})
         result = api.run(config, progress=note, until=sweep.config.until)
     except (ResourceError, RunDirectoryError):
         # Of the machine, not of the settings: the same sweep tries this trial again.
@@ -50,11 +51,3 @@ def run_trial(values: dict[str, Any], sweep: Sweep, threads: int) -> None:
     selected = int(chosen["selected"])
     final = {"round": config.boosting.rounds, METRIC: float(chosen["scores"][selected - 1])}
     tune.report({**final, "members": selected, "finished": True, "failure": ""})
-
-
-def _placed(config: ExperimentConfig, sweep: Sweep, threads: int) -> ExperimentConfig:
-    """A trial's configuration for its process: no Ray inside, shared work, its share of the cores."""
-    update: dict[str, Any] = {"executor": "local", "cache": sweep.cache}
-    if config.runtime.threads == "auto":
-        update["threads"] = threads
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update=update)})

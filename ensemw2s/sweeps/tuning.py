@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ensemw2s.cluster.shares import process_share
 from ensemw2s.config import identity_differences
-from ensemw2s.errors import ConfigError, ResourceError, RunDirectoryError
+from ensemw2s.errors import ConfigError, RunDirectoryError
 from ensemw2s.runs.store import directory_errors, write_atomic
 from ensemw2s.sweeps.config import ParameterConfig, Sweep
 from ensemw2s.sweeps.trial import METRIC, run_trial, trial_name
@@ -59,9 +60,17 @@ def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
     # Tune would end quietly on Ctrl-C; the command line says that the same command continues.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     with ray_session(sweep.base):
-        cpus, gpus, threads = trial_resources(sweep)
+        share = process_share(
+            sweep.base.runtime,
+            sweep.config.cpus_per_trial,
+            sweep.config.gpus_per_trial,
+            what="a trial",
+            fields="cpus_per_trial or gpus_per_trial",
+            command="ray_jobs/sweep.py",
+        )
+        cpus, gpus = share.cpus, share.gpus
         trainable = tune.with_resources(
-            tune.with_parameters(run_trial, sweep=sweep, threads=threads), {"cpu": cpus, "gpu": gpus}
+            tune.with_parameters(run_trial, sweep=sweep, share=share), {"cpu": cpus, "gpu": gpus}
         )
         state = sweep.folder / "tune"
         if _other_resources(sweep, cpus, gpus):
@@ -94,39 +103,6 @@ def run_sweep(sweep: Sweep, say: Say) -> list[TrialOutcome]:
     outcomes = [_outcome(result) for result in results]
     order = {"finished": 0, "stopped": 1, "failed": 2}
     return sorted(outcomes, key=lambda o: (order[o.status], -o.accuracy, o.name))
-
-
-def trial_resources(sweep: Sweep) -> tuple[float, float, int]:
-    """Logical CPUs, GPUs and torch threads of one trial on the connected cluster.
-
-    Raises:
-        ResourceError: no node holds one trial.
-    """
-    import ray
-
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
-    if not nodes:
-        raise ResourceError(
-            "no node of the cluster has a CPU: start workers first (ray_jobs/sweep.py --gpus N asks an autoscaling cluster for them)"
-        )
-    with_gpu = [n for n in nodes if n.get("GPU", 0.0) > 0]
-    config = sweep.config
-    use_gpu = bool(with_gpu) and sweep.base.runtime.device != "cpu"
-    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else (1.0 if use_gpu else 0.0)
-    if config.cpus_per_trial is not None:
-        cpus = config.cpus_per_trial
-    elif gpus > 0 and with_gpu:
-        cpus = min(max(1.0, n["CPU"] * gpus / n["GPU"]) for n in with_gpu)
-    else:
-        cpus = min(n["CPU"] for n in nodes)
-    if not any(n["CPU"] >= cpus and n.get("GPU", 0.0) >= gpus for n in nodes):
-        largest = max(nodes, key=lambda n: (n.get("GPU", 0.0), n["CPU"]))
-        have = f"{largest['CPU']:g} CPU and {largest.get('GPU', 0.0):g} GPU"
-        raise ResourceError(
-            f"a trial needs {cpus:g} CPU and {gpus:g} GPU, and the largest node has {have}: "
-            "lower cpus_per_trial or gpus_per_trial"
-        )
-    return float(cpus), float(gpus), max(1, int(cpus))
 
 
 def _other_resources(sweep: Sweep, cpus: float, gpus: float) -> bool:

