@@ -14,17 +14,20 @@ HISTOGRAM_BINS = 12
 
 
 def describe_difficulty(
-    ctx: RunContext, right: Mapping[str, Mapping[str, np.ndarray]]
+    ctx: RunContext,
+    right: Mapping[str, Mapping[str, np.ndarray]],
+    ratings: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """The part ``difficulty`` of results.json; None where no sample carries one.
 
     Args:
         ctx: the run.
         right: by split and system, (n,) bool.
+        ratings: where the difficulties come from, by data source, as far as its file says.
 
     Returns:
         ``edges`` of the histograms' bins; by split the quartiles (least, 25 %, median, 75 %, largest), the counts and how many
-        samples are not rated; and by test split, easiest bin first, each system's accuracy.
+        samples are not rated; by test split, easiest bin first, each system's accuracy; and ``ratings``.
     """
     values = {
         name: np.array([np.nan if s.difficulty is None else s.difficulty for s in ctx.splits[name].samples])
@@ -36,6 +39,7 @@ def describe_difficulty(
         return None
     edges = _edges(np.concatenate(list(rated.values())))
     return {
+        "ratings": {name: dict(rating) for name, rating in ratings.items()},
         "edges": edges.tolist(),
         "splits": {
             name: {

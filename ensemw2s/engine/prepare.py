@@ -18,6 +18,7 @@ from ensemw2s.data.samples import samples_to_table
 from ensemw2s.data.splits import Splits, make_splits
 from ensemw2s.engine.aligned import Readers
 from ensemw2s.engine.encoded import EncodedSplit, classes_of, few_shot_prefix, make_encoder, prefix_length
+from ensemw2s.engine.rating.output import rated_sources
 from ensemw2s.engine.teaching import check_outputs, check_teaching
 from ensemw2s.engine.trackers import check_trackers
 from ensemw2s.errors import ConfigError, ModelError, ResourceError, RunDirectoryError
@@ -259,6 +260,7 @@ def _begin(prepared: Prepared, store: RunStore) -> None:
         "duplicates_dropped_by_split": report.duplicates_dropped,
         "same_question_warnings": report.same_question,
         "warnings": [*report.warnings],
+        "ratings": rated_sources(prepared.absolute.data),
     }
     (staging / "splits" / "check.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     store.commit("splits", info)

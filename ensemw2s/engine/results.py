@@ -165,7 +165,7 @@ def build_results(
                 ctx, voting_ensemble(ctx, ensemble, selected), system_files(ctx, ensemble)
             ),
         },
-        "difficulty": describe_difficulty(ctx, right),
+        "difficulty": describe_difficulty(ctx, right, data_info.get("ratings", {})),
         "warnings": [*data_info["warnings"], *ctx.warnings, *map(lost_sentence, lost)],
     }
     extra = extra_systems(ctx)

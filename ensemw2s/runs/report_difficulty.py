@@ -46,6 +46,11 @@ def distribution(results: Results) -> Table | None:
     header = ["questions", "rated", "easiest", "25 %", "median", "75 %", "hardest"]
     missing = {name: own["unrated"] for name, own in splits.items() if own["unrated"]}
     notes = [f"{count(n)} questions of {name} have no difficulty." for name, n in missing.items()]
+    for name, rating in (results["difficulty"].get("ratings") or {}).items():
+        what = ", ".join(
+            f"{k} {printable(str(v))}" for k, v in rating.items() if isinstance(v, str | int | float)
+        )
+        notes.append(f"Difficulties of {name} were rated before: {shorten(what, 200)}.")
     return Table("Difficulty of the questions", header, rows, frozenset(range(1, 7)), notes)
 
 

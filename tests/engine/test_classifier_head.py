@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
@@ -135,3 +137,21 @@ def test_a_class_is_one_target_without_an_end() -> None:
     assert target_ids(made, None).tolist() == [1]
     with pytest.raises(DataError, match="the same choices in every sample"):
         encoder.encode([Sample("a", "q", ("yes", "no"), 1)])
+
+
+def test_linear_probes_on_both_sides(make_tiny: MakeConfig, tmp_path: Path, tiny_weak: Path) -> None:
+    """Members and students whose head of classes alone is trained."""
+    plain = make_tiny(tmp_path, **copy.deepcopy(HEAD))
+    for model in (*plain["weak"]["models"], plain["strong"]["model"]):
+        model |= {"head": "classifier", "trainable": "head"}
+    done = api.run(ExperimentConfig.model_validate(plain))
+    start = load_file(tiny_weak / "model.safetensors")
+    for i, member in enumerate(done.results["members"]):
+        if not member["kept"]:
+            continue
+        saved = load_file(done.run_dir / "members" / f"{i:02d}" / "model.safetensors")
+        (head,) = set(saved) - set(start)
+        assert saved[head].shape == (K, 16)
+        assert saved[head].abs().max() > 0
+        for name in set(saved) & set(start):
+            assert torch.equal(saved[name], start[name]), name

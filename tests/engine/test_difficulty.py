@@ -10,11 +10,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ensemw2s import api
+from ensemw2s.config import ExperimentConfig, FileSource
 from ensemw2s.core.difficulty import difficulty_bins
 from ensemw2s.data.samples import Sample, samples_to_table
+from ensemw2s.data.sources import load_source
 from ensemw2s.engine.difficulty import describe_difficulty
+from ensemw2s.engine.rating.output import Rating, rated_sources, rated_table
 from ensemw2s.runs import report_difficulty as report
 from ensemw2s.runs.figures_style import LIGHT
+
+from ..conftest import MakeConfig
 
 
 def test_bins_by_hand() -> None:
@@ -47,7 +53,7 @@ def results() -> dict[str, Any]:
         "weak_single": np.array([False, True, True, False]),
         "ceiling": np.array([True, True, True, False]),
     }
-    found = describe_difficulty(ctx, {"test": right})
+    found = describe_difficulty(ctx, {"test": right}, {})
     return {"difficulty": found, "splits": {"easy_train": {}, "test": {}}}
 
 
@@ -65,7 +71,7 @@ def test_what_is_stored() -> None:
     easy, hard = found["accuracy"]["test"]
     assert (easy["n"], easy["systems"]) == (1, {"weak_single": 1.0, "ceiling": 1.0})
     assert (hard["n"], hard["low"], hard["systems"]) == (2, 4.0, {"weak_single": 0.0, "ceiling": 0.5})
-    assert describe_difficulty(context(easy_train=[None], test=[None]), {}) is None
+    assert describe_difficulty(context(easy_train=[None], test=[None]), {}, {}) is None
 
 
 def test_what_is_shown(tmp_path: Path) -> None:
@@ -105,3 +111,18 @@ def test_what_is_shown(tmp_path: Path) -> None:
 def test_runs_without_difficulty_show_none(none: dict[str, Any], tmp_path: Path) -> None:
     assert not report.known(none)
     assert report.distribution(none) is report.by_difficulty(none) is report.both_ends(tmp_path, none) is None
+
+
+def test_a_run_says_who_rated_its_file(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    plain = make_tiny(tmp_path)
+    samples = load_source(FileSource(kind="file", path=plain["data"]["pool"]["path"]))
+    rating = Rating("folds", np.arange(len(samples), dtype=float), "0123456789ab", None, {"folds": 5})
+    pq.write_table(rated_table(samples, rating), tmp_path / "rated.parquet")
+    plain["data"]["pool"] = {"kind": "file", "path": str(tmp_path / "rated.parquet")}
+    config = ExperimentConfig.model_validate(plain)
+    assert rated_sources(config.data) == {"pool": {"method": "folds", "config": "0123456789ab", "folds": 5}}
+    assert rated_sources(ExperimentConfig.model_validate(make_tiny(tmp_path)).data) == {}
+    done = api.run(config)
+    assert done.results["difficulty"]["ratings"] == rated_sources(config.data)
+    said = "Difficulties of pool were rated before: method folds, config 0123456789ab, folds 5."
+    assert said in (done.run_dir / "report.md").read_text()

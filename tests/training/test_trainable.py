@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.errors import ModelError
+from ensemw2s.models.classifier import replace_head
 from ensemw2s.models.facts import flops_per_token, inspect_model
 from ensemw2s.models.heads import divided
 from ensemw2s.models.storage import load_saved, save_model
@@ -116,6 +118,36 @@ def test_only_the_part_is_trained_and_kept_activations_change_nothing(family: st
     # float32, one process: batches of another width round differently.
     for name, value in after.items():
         torch.testing.assert_close(cached[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_probe_with_classes_is_a_logistic_regression_on_frozen_activations() -> None:
+    """Trained to the optimum the head of classes is scikit-learn's, without intercept and without penalty."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(2, 40, size=int(k)).astype(np.int32) for k in rng.integers(2, 7, size=150)]
+    classes = rng.integers(0, 3, size=150)
+    model = model_of("llama").eval()
+    with torch.no_grad():
+        last = [model.model(torch.tensor(p[None].astype(np.int64))).last_hidden_state[0, -1] for p in prompts]
+    features = torch.stack(last).double().numpy()
+    fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8, max_iter=5000).fit(features, classes)
+    replace_head(model, 3)
+    frozen = freeze(model, ModelConfig(path="tiny", trainable="head", head="classifier"))
+    assert frozen is not None
+    config = TrainingConfig(
+        epochs=400, batch_size=150, micro_batch_size=150, learning_rate=0.1, weight_decay=0.0
+    )
+    data = TrainingSet.uniform(prompts, [np.array([c], dtype=np.int32) for c in classes])
+    fit(
+        TorchBackend(model, config),
+        data,
+        config,
+        seed=7,
+        pad_id=0,
+        frozen=frozen,
+        kept=ActivationCache(frozen),
+    )
+    ours = torch.softmax(torch.stack(last) @ model.get_output_embeddings().weight.T, dim=1)
+    np.testing.assert_allclose(ours.detach().numpy(), fitted.predict_proba(features), atol=5e-3)
 
 
 def test_from_the_second_epoch_on_frozen_layers_do_not_run() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.config import DataConfig
 from ensemw2s.data.samples import Sample, samples_to_table
 
 METADATA = b"ensemw2s.rating"
@@ -68,3 +69,14 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
         return None
     found = (pq.read_schema(path).metadata or {}).get(METADATA)
     return None if found is None else dict(json.loads(found))
+
+
+def rated_sources(data: DataConfig) -> dict[str, dict[str, Any]]:
+    """Where the ratings of a run's files come from, by the name of the source; sources that do not say are left out."""
+    named = {name: getattr(data, name) for name in ("pool", "easy", "hard", "test")} | data.extra_tests
+    found = {
+        name: read_provenance(Path(source.path))
+        for name, source in named.items()
+        if source is not None and source.kind == "file"
+    }
+    return {name: provenance for name, provenance in found.items() if provenance is not None}
