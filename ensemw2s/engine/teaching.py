@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.errors import ConfigError
 from ensemw2s.training.losses import TokenLoss, make_loss
+from ensemw2s.training.losses.confidence import ConfidenceAuxiliary
 from ensemw2s.training.losses.standard import CrossEntropy, UncertaintySmoothing
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
         raise ConfigError(
             f"labels.targets tokens goes with a loss that uses distributions, and strong.training.loss {strong.loss} does not: "
             "use soft_cross_entropy, product_of_experts or confidence, or labels.targets hard"
+        )
+    if targets == "choices" and isinstance(of_strong, ConfidenceAuxiliary) and of_strong.classes is not None:
+        raise ConfigError(
+            "strong.training.loss confidence with classes meets the labels' frequencies, each label counting once, and labels.targets "
+            "choices has a text for every choice: use labels.targets hard, or leave classes out"
         )
     if targets == "tokens" and not one_tokenizer:
         raise ConfigError(

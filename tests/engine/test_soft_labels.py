@@ -234,6 +234,10 @@ def confidence(side: str, **options: Any) -> dict[str, Any]:
             confidence("strong", classes=[False, True]),
             r"strong.training: loss confidence: classes must be .* not words",
         ),
+        (
+            {**confidence("strong", classes=[5, 6]), "labels": {"targets": "choices"}},
+            "meets the labels' frequencies, .* use labels.targets hard, or leave classes out",
+        ),
         (confidence("strong", classes=[1.5, 2.5]), r"got \[1.5, 2.5\]"),
         (
             confidence("weak", warmup="x"),
