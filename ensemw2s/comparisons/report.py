@@ -27,6 +27,8 @@ NOTES = (
     "Shares of questions answered right, means over the seeds. Intervals and differences resample seeds and questions together; "
     "with few seeds they say little about other seeds.",
     "p is of a paired permutation test over questions, corrected by Holm's method for all differences on the split.",
+    "Where a variant's labels or members give its single model another student, that student has a row: what the variant does for a "
+    "student of one model, and how much better the ensemble's is then.",
     "Weak FLOPs: training and scoring of the members of one run, as estimated, whether computed in that run or taken from an equal one. "
     "FLOPs a point: those beyond the single model's, for each point that the ensemble is better than it.",
 )
@@ -67,13 +69,21 @@ def render_table(table: SplitTable, seeds: int) -> str:
 def cells(table: SplitTable) -> list[list[str]]:
     """The rows as text: shared systems, then variants."""
     weak = {label for key, label in SHARED if key.startswith("weak")}
-    rows = []
+    rows: list[list[str]] = []
     for label, interval in table.shared.items():
         row = [label, *("" for _ in HEADER[1:])]
         # One model stands in the ensemble's column, a taught one in the student's.
         row[1 if label in weak else 3] = _interval(interval)
         rows.append(row)
-    return rows + [_variant(row) for row in table.variants]
+    for variant in table.variants:
+        rows.append(_variant(variant))
+        if variant.single_student is not None and variant.own_difference is not None:
+            own = ["" for _ in HEADER]
+            own[0] = f"{variant.name}: student of its single model"
+            own[3] = _interval(variant.single_student)
+            own[4] = f"ensemble's: {_difference(variant.own_difference)}"
+            rows.append(own)
+    return rows
 
 
 def _variant(row: VariantRow) -> list[str]:

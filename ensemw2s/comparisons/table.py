@@ -63,6 +63,9 @@ class VariantRow:
         pgr: of the student, None where there may be no gap.
         members: members that vote, mean over the seeds.
         weak_flops: FLOPs of the weak side, mean over the seeds.
+        single_student: student of the variant's own single model, where its labels (or members) differ from the first variant's;
+            None where they do not.
+        own_difference: student minus that one.
         flops_per_point: FLOPs beyond the single model's for each point that the ensemble is better than it; None where it is not.
     """
 
@@ -75,6 +78,8 @@ class VariantRow:
     members: float
     weak_flops: float
     flops_per_point: float | None
+    single_student: Interval | None
+    own_difference: Difference | None
 
 
 @dataclass(frozen=True)
@@ -128,29 +133,37 @@ def build_table(
     base = scores[next(iter(scores))]
     resamples, level = comparison.base.evaluation.resamples, comparison.base.evaluation.level
     accuracy = partial(accuracy_interval, n_resamples=resamples, seed=0, level=level)
-    pairs = [
-        (scores[name][ours], base[theirs])
-        for name in scores
-        for ours, theirs in (("weak_ensemble", "weak_single"), ("student_ensemble", "student_single"))
-    ]
-    p_values = [paired_permutation(a, b, n_permutations=resamples, seed=0) for a, b in pairs]
-    differences = [
-        _difference(paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level), p, float(adjusted))
-        for (a, b), p, adjusted in zip(pairs, p_values, holm(p_values), strict=True)
-    ]
+    others = {name for name, own in scores.items() if (own["student_single"] != base["student_single"]).any()}
+    pairs = {
+        (name, what): (own[ours], theirs)
+        for name, own in scores.items()
+        for what, ours, theirs in (
+            ("ensemble", "weak_ensemble", base["weak_single"]),
+            ("student", "student_ensemble", base["student_single"]),
+            ("own", "student_ensemble", own["student_single"]),
+        )
+        if what != "own" or name in others
+    }
+    p_values = [paired_permutation(a, b, n_permutations=resamples, seed=0) for a, b in pairs.values()]
+    differences = {
+        key: _difference(
+            paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level), p, float(adjusted)
+        )
+        for (key, (a, b)), p, adjusted in zip(pairs.items(), p_values, holm(p_values), strict=True)
+    }
     rows = []
     single_flops = float(np.mean([_single_flops(r) for r in next(iter(results.values()))]))
-    for index, (name, own) in enumerate(scores.items()):
+    for name, own in scores.items():
         runs = results[name]
         weak_flops = float(np.mean([_weak_flops(r) for r in runs]))
-        points = 100.0 * differences[2 * index].value
+        points = 100.0 * differences[name, "ensemble"].value
         rows.append(
             VariantRow(
                 name,
                 accuracy(own["weak_ensemble"]),
                 accuracy(own["student_ensemble"]),
-                differences[2 * index],
-                differences[2 * index + 1],
+                differences[name, "ensemble"],
+                differences[name, "student"],
                 pgr_interval(
                     base["weak_single"],
                     own["student_ensemble"],
@@ -162,6 +175,8 @@ def build_table(
                 float(np.mean([r["selected_rounds"] for r in runs])),
                 weak_flops,
                 (weak_flops - single_flops) / points if points > 0 and weak_flops > single_flops else None,
+                accuracy(own["student_single"]) if name in others else None,
+                differences.get((name, "own")),
             )
         )
     shared = {label: accuracy(base[key]) for key, label in SHARED if key in base}

@@ -91,12 +91,18 @@ def test_the_table_is_the_mean_of_the_runs(compared: Path) -> None:
         for key, system in (("ensemble", "weak_ensemble"), ("student", "student_ensemble")):
             known = np.mean([r[system]["easy_val"]["value"] for r in results])
             assert validation["variants"][index][key]["value"] == pytest.approx(known)
+        # A bagged single model has other data, so that it has another student.
+        assert (row["single_student"] is None) == (row["name"] != "bagged")
+        if row["single_student"] is not None:
+            own = np.mean([accuracy(r, "student_single") for r in runs])
+            assert row["single_student"]["value"] == pytest.approx(own)
+            assert row["own_difference"]["value"] == pytest.approx(row["student"]["value"] - own)
         pgr = row["pgr"]
         assert pgr is None or pgr["value"] == pytest.approx(
             (row["student"]["value"] - single)
             / (table["shared"]["Ceiling (true hard labels)"]["value"] - single)
         )
-    assert (folder / "comparison.html").read_text().count('<th scope="row">') == 2 * (6 + 3)
+    assert (folder / "comparison.html").read_text().count('<th scope="row">') == 2 * (6 + 4)
 
 
 def test_equal_work_is_done_once(compared: Path) -> None:
