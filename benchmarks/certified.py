@@ -17,7 +17,7 @@ from benchmarks.common import Ratio, make_parser, publish, ratio_table, table
 from benchmarks.endpoint import trained_run
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.generation import VotedDecoder
+from ensemw2s.engine.generation import VoteCounts, VotedDecoder
 from ensemw2s.engine.labeling import selected_ensemble
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.opening import local_executor, open_run
@@ -27,8 +27,8 @@ TARGET = 0.99
 
 def count(
     ctx: RunContext, ensemble: Ensemble, pool: SupervisorPool, n_questions: int, n_tokens: int, top_k: int
-) -> tuple[int, int, int, list[list[int]]]:
-    """Tokens that were certified at once, asked about again, and decided by whole rows; and the answers."""
+) -> tuple[VoteCounts, list[list[int]]]:
+    """How the tokens were decided, and the answers."""
     decoder = VotedDecoder(
         pool,
         ensemble.refs,
@@ -41,8 +41,7 @@ def count(
         eos_ids=pool.submit(0, "end_of_text", ensemble.refs[0]).result(),
     )
     answers = decoder.decode([e.prompt for e in ctx.splits["test"].encoded[:n_questions]])
-    counts = decoder.counts
-    return counts.certified, counts.asked, counts.full, [a.tokens for a in answers]
+    return decoder.counts, [a.tokens for a in answers]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="a finished run whose members vote token by token")
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=16, help="of an answer, at most")
-    parser.add_argument("--top-k", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--top-k", type=int, nargs="+", default=[4, 16, 32, 64])
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,19 +63,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The members are loaded once.
         ensemble, pool = selected_ensemble(ctx), local_executor(ctx).pool()
         counted = {k: count(ctx, ensemble, pool, questions, arguments.tokens, k) for k in arguments.top_k}
-    answers = [found[3] for found in counted.values()]
+    answers = [found for _, found in counted.values()]
     if any(other != answers[0] for other in answers):
         raise SystemExit(
             "the answers depend on how many tokens the members send: that is a fault of the vote"
         )
     ratios, rows = [], []
-    for k, (certified, asked, full, _) in counted.items():
-        all_tokens = certified + asked + full
+    for k, (counts, _) in counted.items():
+        voted = counts.certified + counts.asked + counts.full
         ratios.append(
-            Ratio(f"certified at once, {k} tokens sent", "all tokens", certified / all_tokens, TARGET)
+            Ratio(f"certified at once, {k} tokens sent", "all tokens", counts.certified / voted, TARGET)
         )
-        rows.append([str(k), str(all_tokens), str(certified), str(asked), str(full)])
-    head = ("tokens sent", "voted", "certified at once", "asked again", "whole rows")
+        rows.append(
+            [str(n) for n in (k, voted, counts.certified, counts.completed, counts.asked, counts.full)]
+        )
+    head = (
+        "tokens sent",
+        "voted",
+        "certified at once",
+        "of them asked about for their probability",
+        "asked again",
+        "whole rows",
+    )
     note = (
         f"{run.name}: free answers to {questions} test questions, the same for every number of tokens sent."
     )

@@ -141,6 +141,7 @@ def ensure_generated(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, 
             "asked": counts.asked,
             "full": counts.full,
             "close": counts.close,
+            "completed": counts.completed,
         }
         ctx.commit(stage, {"cost": spent, **how})
 

@@ -52,7 +52,7 @@ class ByteDecoder:
     @property
     def counts(self) -> VoteCounts:
         """What has been decoded so far; the members send whole distributions over bytes."""
-        return VoteCounts(0, 0, self._decided, self._vote.forwarded, 0)
+        return VoteCounts(0, 0, self._decided, self._vote.forwarded, 0, 0)
 
     def decode(
         self, data: AlignedSplit, progress: Callable[[int, int], None] | None = None

@@ -39,15 +39,23 @@ class Generated:
 
 @dataclass(frozen=True)
 class VoteCounts:
-    """How many tokens were certified by what the members sent, and how many took a further question (`asked`: exact
-    values or more tokens; `full`: whole rows); `forwarded` are the tokens that the members read, `close` those that were
-    decided by less than the rounding of the members' number format."""
+    """What a decode took.
+
+    Attributes:
+        certified: tokens that were certain from what the members sent.
+        asked: tokens that took exact values of a few, or more tokens.
+        full: tokens that took whole rows.
+        forwarded: tokens that the members read.
+        close: tokens that were decided by less than the rounding of the members' number format.
+        completed: certified ones whose probability took a further question.
+    """
 
     certified: int
     asked: int
     full: int
     forwarded: int
     close: int
+    completed: int
 
 
 class VotedDecoder:
@@ -107,6 +115,7 @@ class VotedDecoder:
             paths["full"],
             counts.forwarded,
             counts.close,
+            counts.completed,
         )
 
     def decode(

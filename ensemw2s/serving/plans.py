@@ -124,6 +124,7 @@ def _plan(
             stop=stops,
             sampling=SamplingParams(temperature, top_p, seed),
             top_logprobs=logprobs or 0,
+            exact=logprobs is not None,
         )
         for prompt in prompts
         for seed in row_seeds(body.seed, n)

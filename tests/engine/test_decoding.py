@@ -128,6 +128,38 @@ def test_one_call_to_a_member_for_a_decision(models: list[Any]) -> None:
     assert voting.counts.paths["certified"] == 12
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_who_wants_the_tokens_alone_has_the_same_ones_with_fewer_questions(
+    models: list[Any], temperature: float
+) -> None:
+    """Sampled at temperature 1 there is no question at all: one member draws."""
+    found, asked, completed = [], [], []
+    for exact in (True, False):
+        voting = engine(models, top_k=8)
+        ids = [
+            voting.add(
+                DecodeRequest(
+                    np.arange(1, 4 + i, dtype=np.int32),
+                    8,
+                    sampling=SamplingParams(temperature, 1.0, i),
+                    exact=exact,
+                )
+            )
+            for i in range(4)
+        ]
+        outputs = run(voting)
+        found.append([tokens_of(outputs[i]) for i in ids])
+        asked.append(voting.counts.extra_calls)
+        completed.append(voting.counts.completed)
+    assert found[0] == found[1]
+    assert asked[1] < asked[0]
+    assert completed[1] == 0
+    if temperature == 1.0:
+        assert asked[1] == 0
+    else:
+        assert completed[0] > 0
+
+
 def test_a_cancelled_request_frees_its_row(models: list[Any]) -> None:
     pool = ModelPool(models)
     voting = VotingEngine(pool, pool.refs, ALPHAS, top_k=4, max_rows=2)

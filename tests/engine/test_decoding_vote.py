@@ -162,6 +162,40 @@ def test_a_certain_token_that_one_member_did_not_send_is_certified_and_asked_for
     probs[1, 0, 5:8] = 0.31
     members = Members(probs)
     (decision,) = members.vote(2, np.array([5.0, 1.0]), [Goal(GREEDY)])
-    assert (decision.token, decision.path) == (4, "certified")
+    assert (decision.token, decision.path, decision.completed) == (4, "certified", True)
     assert decision.probability == pytest.approx((5 * 0.91 + 0.01) / 6, rel=1e-6)
     assert [m for m, _ in members.asked] == ["decode_exact"]
+    # Who wants the token alone asks nobody, and has a bound from below.
+    members = Members(probs)
+    (decision,) = members.vote(2, np.array([5.0, 1.0]), [Goal(GREEDY, exact=False)])
+    assert (decision.token, decision.path, decision.completed) == (4, "certified", False)
+    assert decision.probability == pytest.approx(5 * 0.91 / 6, rel=1e-6)
+    assert members.asked == []
+
+
+def test_a_drawn_token_that_is_all_that_is_wanted_asks_nobody() -> None:
+    probs = np.full((2, 2, 10), 0.01)
+    probs[0, :, 4] = 0.91
+    probs[1, :, 5:8] = 0.31
+    members = Members(probs)
+    goals = [Goal(SamplingParams(1.0), 0.3, drawn=drawn, exact=False) for drawn in (4, 9)]
+    decisions = members.vote(1, np.array([5.0, 1.0]), goals)
+    assert [(d.token, d.path) for d in decisions] == [(4, "drawn"), (9, "drawn")]
+    assert [d.probability for d in decisions] == pytest.approx([5 * 0.91 / 6, 0.0])
+    assert members.asked == []
+
+
+@pytest.mark.parametrize("kind", ["flat", "ties", "opposed"])
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_tokens_alone_are_those_of_the_dense_vote(kind: str, k: int) -> None:
+    rng = np.random.default_rng(k)
+    alphas = np.array([1.0, 0.7, 0.4])
+    probs = distributions(kind, 3, 12, 16, rng)
+    asking, quiet = Members(probs), Members(probs)
+    exact = asking.vote(k, alphas, [Goal(GREEDY)] * 12)
+    tokens = quiet.vote(k, alphas, [Goal(GREEDY, exact=False)] * 12)
+    assert [d.token for d in tokens] == [d.token for d in exact]
+    dense = mixture(asking.probs, alphas)
+    assert [d.token for d in exact] == dense.argmax(axis=1).tolist()
+    assert all(a.probability <= b.probability for a, b in zip(tokens, exact, strict=True))
+    assert sum(n for _, n in quiet.asked) <= sum(n for _, n in asking.asked)

@@ -239,6 +239,7 @@ class VotingEngine:
     def _count(self, output: StepOutput) -> None:
         decision = output.decision
         self.counts.paths[decision.path] += 1
+        self.counts.completed += decision.completed
         if self._active[output.request].request.sampling.greedy:
             lead = np.log(decision.probability) - np.log(max(decision.runner_up, np.finfo(np.float64).tiny))
             self.counts.close += bool(lead <= LOGIT_SIZE * self.facts().rounding)

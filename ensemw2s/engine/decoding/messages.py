@@ -32,6 +32,8 @@ class DecodeRequest:
         stop_after_text: stop strings count only after the first visible character.
         given: (g,) tokens that the answer begins with, g < max_new_tokens: read, not voted. They count in its length,
             its text and its seed as if they had been voted.
+        exact: whether the probability of each token, and each member's, are to be exactly known. If not they may be too low
+            where a member did not send the token, and no question is asked for them; with top_logprobs they are exact anyway.
     """
 
     prompt: np.ndarray
@@ -43,6 +45,7 @@ class DecodeRequest:
     weights: tuple[float, ...] | None = None
     stop_after_text: bool = False
     given: tuple[int, ...] = ()
+    exact: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -78,13 +81,15 @@ class Decision:
 
     Attributes:
         token: its id.
-        probability: its probability under the mixture (at temperature 1), in (0, 1].
+        probability: its probability under the mixture (at temperature 1), in (0, 1]; a lower bound, from 0 on, where the request was
+            not exact.
         path: how it was decided. certified: from what the members sent; candidates: after the exact values of
             a few tokens; wider: after twice as many tokens; full: from the whole rows; drawn: sampled
             from one member's own distribution.
         top: the most probable tokens of the mixture and their probabilities, as many as asked for.
         members: what each member said; None for one that had no vote.
         runner_up: no other token's probability is above this.
+        completed: certified, and then members were asked for their probabilities of it.
     """
 
     token: int
@@ -93,6 +98,7 @@ class Decision:
     top: tuple[tuple[int, float], ...]
     members: tuple[MemberSay | None, ...]
     runner_up: float = 0.0
+    completed: bool = False
 
     @property
     def logprob(self) -> float:
@@ -129,6 +135,7 @@ class DecodeCounts:
 
     Attributes:
         paths: tokens decided by each path.
+        completed: certified tokens whose probability took a further question.
         steps: calls to all members.
         extra_calls: further questions to members.
         forwarded: tokens that the members read.
@@ -140,6 +147,7 @@ class DecodeCounts:
 
     paths: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(PATHS, 0))
     steps: int = 0
+    completed: int = 0
     extra_calls: int = 0
     forwarded: int = 0
     losses: int = 0

@@ -207,7 +207,7 @@ class Members:
     def _goal(self, running: Running, drawn: int | None) -> Goal:
         sampling = running.request.sampling
         u = 0.0 if sampling.greedy else uniforms(sampling.seed, len(running.tokens))[1]
-        return Goal(sampling, u, running.request.top_logprobs, drawn)
+        return Goal(sampling, u, running.request.top_logprobs, drawn, running.request.exact)
 
     def _ask(self, method: str, rows: Mapping[int, np.ndarray], *args: Any) -> list[Any]:
         """A further question to members about some of their rows."""

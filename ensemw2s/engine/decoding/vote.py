@@ -37,12 +37,19 @@ class Goal:
         u: in [0, 1), decides the draw.
         top: how many of the most probable tokens are reported.
         drawn: the token that a member has drawn already, or None.
+        exact: whether the probability must be exactly known; with `top` it is anyway.
     """
 
     sampling: SamplingParams
     u: float = 0.0
     top: int = 0
     drawn: int | None = None
+    exact: bool = True
+
+    @property
+    def token_only(self) -> bool:
+        """Nothing but the token is wanted."""
+        return not self.exact and self.top == 0
 
 
 @dataclass
@@ -53,6 +60,7 @@ class _Found:
     own: np.ndarray
     path: Path
     runner_up: float
+    completed: bool
 
 
 class StepVote:
@@ -89,6 +97,9 @@ class StepVote:
 
     def decide(self) -> list[Decision]:
         """One decision a row."""
+        self._take_drawn()
+        if not self._rows:
+            return self._decisions()
         k = self._ids.shape[2]
         first = max(FIRST_LOOK, 2 * max((g.top for g in self._goals), default=0))
         if first < k:
@@ -106,6 +117,18 @@ class StepVote:
             self._exact("wider")
         self._full(np.ones(len(self._rows), dtype=bool))
         return self._decisions()
+
+    def _take_drawn(self) -> None:
+        """What members have drawn needs no vote, where its probability is not asked for."""
+        taken = np.zeros(len(self._rows), dtype=bool)
+        for row, goal in enumerate(self._goals):
+            if goal.drawn is not None and goal.token_only:
+                own = np.where(self._ids[:, row] == goal.drawn, self._probs[:, row], 0).sum(axis=1)
+                value = float(self._alphas @ own / self._alphas.sum())
+                self._keep(row, goal.drawn, value, (), own, "drawn", 1.0)
+                taken[row] = True
+        if taken.any():
+            self._leave(~taken)
 
     # -- the stages ------------------------------------------------------------------------------------------
 
@@ -195,6 +218,9 @@ class StepVote:
         tops: list[tuple[tuple[int, float], ...]] = [()] * len(slots)
         every = np.arange(len(slots))
         decided = head[every, slots]
+        if any(self._goals[row].token_only for row in self._rows):
+            certain = bounds.decide().certified
+            decided |= certain & np.array([self._goals[row].token_only for row in self._rows])
         for i, row in enumerate(self._rows):
             goal = self._goals[row]
             if goal.top or goal.drawn is not None or not goal.sampling.greedy:
@@ -260,10 +286,11 @@ class StepVote:
         goal = self._goals[row]
         if goal.drawn is not None:
             path = "drawn"
-        elif goal.sampling.greedy and self._certified[row]:
-            # The token was certain; the further question was for probabilities.
+        # The token was certain; the further question was for probabilities.
+        completed = path not in ("certified", "drawn") and goal.sampling.greedy and bool(self._certified[row])
+        if completed:
             path = "certified"
-        self._found[row] = _Found(token, probability, top, own, path, runner_up)
+        self._found[row] = _Found(token, probability, top, own, path, runner_up, completed)
 
     def _decisions(self) -> list[Decision]:
         most = max(1, max(g.top for g in self._goals))
@@ -279,7 +306,13 @@ class StepVote:
                 )
             decisions.append(
                 Decision(
-                    found.token, found.probability, found.path, found.top, tuple(members), found.runner_up
+                    found.token,
+                    found.probability,
+                    found.path,
+                    found.top,
+                    tuple(members),
+                    found.runner_up,
+                    found.completed,
                 )
             )
         return decisions
