@@ -151,7 +151,7 @@ def tails(
     model.eval()
     try:
         done = 0
-        for members in plan_batches(rows, max_tokens=batch_tokens, max_tail=max_tail):
+        for members in _plan(rows, longest_tree_row(model), batch_tokens, max_tail):
             batch = pad_rows([rows[i] for i in members], device)
             sequences = all(rows[i].is_sequence for i in members)
             if len(members) == 1 and sequences and batch.n_tail > max_tail and in_parts:
@@ -169,6 +169,15 @@ def tails(
                 progress(done, len(rows))
     finally:
         model.train(was_training)
+
+
+def _plan(rows: list[Row], limit: int | None, max_tokens: int, max_tail: int) -> Iterator[list[int]]:
+    """Batches of rows; none has rows on both sides of the limit for trees, whose mask leaves a sliding window out."""
+    beyond = [limit is not None and row.length > limit for row in rows]
+    for side in (True, False):
+        own = [i for i, there in enumerate(beyond) if there == side]
+        for batch in plan_batches([rows[i] for i in own], max_tokens=max_tokens, max_tail=max_tail):
+            yield [own[i] for i in batch]
 
 
 def _tail(logits: torch.Tensor, places: Places, copy: int) -> Tail:
@@ -247,14 +256,14 @@ def _make_rows(
             f"the attention of {type(model).__name__} cannot score rows of {longest} tokens as trees: use "
             "auto or rows"
         )
-    as_tree = possible and method != "rows"
     max_tokens = batch_tokens if limit is None else min(batch_tokens, limit)
     rows: list[Row] = []
     first = 0
     for request in requests:
         texts = request.continuations
         starts = offsets[first : first + len(texts)].tolist()
-        if as_tree:
+        longest = len(request.prompt) + max(map(len, texts)) - 1
+        if method != "rows" and (limit is None or longest <= limit):
             groups = split_branches(len(request.prompt), [len(c) for c in texts], max_tokens, max_tail)
         else:
             groups = [(i, i + 1) for i in range(len(texts))]

@@ -308,6 +308,26 @@ def test_architectures(config: Any, tree_rows: int | None) -> None:
             score(model, requests, method="tree")
 
 
+def test_a_long_request_leaves_the_prompts_of_the_others_shared() -> None:
+    """A window of 32 places: trees up to there, and beside them a text that is longer, in batches of its own."""
+    config = MistralConfig(**GROUPED, sliding_window=32)
+    config.pad_token_id, config.eos_token_id, config.bos_token_id = None, 0, 0
+    model = random_model(config)
+    rng = np.random.default_rng(0)
+
+    def request(n: int) -> ScoreRequest:
+        ids = rng.integers(1, VOCAB_SIZE, n + 12)
+        return ScoreRequest(ids[:n], tuple(ids[n + 3 * i : n + 3 * i + 3] for i in range(4)))
+
+    short, long = [request(12) for _ in range(6)], request(60)
+    alone = score(model, short).tokens_forwarded
+    mixed = score(model, [*short[:3], long, *short[3:]], batch_tokens=10_000)
+    assert mixed.tokens_forwarded == alone + score(model, [long]).tokens_forwarded
+    logprobs, hits = naive(model, [*short[:3], long, *short[3:]])
+    np.testing.assert_allclose(mixed.logprobs, logprobs, atol=2e-5)
+    assert mixed.hits.tolist() == hits.tolist()
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
