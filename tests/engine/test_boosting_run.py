@@ -110,3 +110,47 @@ def test_a_state_of_another_version_is_one_line(make_tiny: MakeConfig, tmp_path:
     np.savez(path, weights=np.ones(3), alphas=np.ones(1), errors=np.ones(1), drops=np.int64(0))
     with pytest.raises(UserError, match=r"lacks level, values.*another version"):
         unit_weights(ctx, records[-1].attempt)
+
+
+class Noting:
+    """A pool of two that notes what is asked, and what is waited for."""
+
+    size = 2
+
+    def __init__(self, pool: Any) -> None:
+        self.pool, self.notes = pool, []
+
+    def submit(self, slot: int, method: str, *args: Any) -> Any:
+        of = args[0].name if method == "train_member" else getattr(args[0].folder, "name", "base")
+        name = f"{method} {of}"
+        self.notes.append((f"ask {name}", slot))
+        pending = self.pool.submit(slot, method, *args)
+        notes = self.notes
+
+        class Waiting:
+            def result(self) -> Any:
+                notes.append((f"wait for {name}", slot))
+                return pending.result()
+
+        return Waiting()
+
+
+def test_a_member_scores_what_nobody_waits_for_while_the_next_one_trains(
+    make_tiny: MakeConfig, tmp_path: Path
+) -> None:
+    parsed = api.as_config(
+        ExperimentConfig.model_validate(make_tiny(tmp_path, boosting={"rounds": 2, "method": "bagging"}))
+    )
+    store, prepared = check_directory(parsed), prepare(parsed)
+    begin_run(prepared, store, 0)
+    ctx = RunContext(prepared.absolute, store, lambda event: None)
+    executor = LocalExecutor(prepared.absolute, store.folder, threads=1, report=ctx.report)
+    pool = Noting(executor.pool())
+    Boosting(ctx, pool).run()
+    order = [what for what, _ in pool.notes]
+    votes, training = "choice_scores 00", "train_member round 2 of 2: training"
+    asked = [order.index(f"ask {votes}"), order.index(f"ask {training}")]
+    waited = [order.index(f"wait for {votes}"), order.index(f"wait for {training}")]
+    assert asked[0] < asked[1] < waited[0] < waited[1]
+    # On different supervisors, so that the one does not wait for the other.
+    assert pool.notes[asked[0]][1] != pool.notes[asked[1]][1]
