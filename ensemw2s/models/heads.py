@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,22 @@ class Places:
             batch.targets[order],
             batch.output[order.cpu().numpy()],
         )
+
+    def parts(self, most: int) -> Iterator[Places]:
+        """The same, at most `most` positions at a time."""
+        if len(self.row) <= most:
+            yield self
+            return
+        for begin in range(0, len(self.row), most):
+            # Targets stand in the order of their positions.
+            first, last = (int(torch.searchsorted(self.place, n)) for n in (begin, begin + most))
+            yield Places(
+                self.row[begin : begin + most],
+                self.column[begin : begin + most],
+                self.place[first:last] - begin,
+                self.targets[first:last],
+                self.output[first:last],
+            )
 
 
 @dataclass(frozen=True)

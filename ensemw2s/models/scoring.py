@@ -160,10 +160,9 @@ def tails(
                     for copy in range(copies):
                         yield _tail(logits[copy][places.column], places, copy)
             else:
-                places = Places.of(batch)
-                logits = _logits_of(model, batch, places, sequences, copies)
-                for copy in range(copies):
-                    yield _tail(logits[copy::copies], places, copy)
+                for places, logits in _logits_of(model, batch, sequences, copies, max_tail):
+                    for copy in range(copies):
+                        yield _tail(logits[copy::copies], places, copy)
             done += len(members)
             if progress is not None:
                 progress(done, len(rows))
@@ -272,8 +271,12 @@ def _make_rows(
     return rows
 
 
-def _logits_of(model: Any, batch: Batch, places: Places, sequences: bool, copies: int) -> torch.Tensor:
-    """(U * copies, V) at the batch's places, the copies of a place one after another."""
+def _logits_of(
+    model: Any, batch: Batch, sequences: bool, copies: int, max_tail: int
+) -> Iterator[tuple[Places, torch.Tensor]]:
+    """Places of the batch and their (U * copies, V) logits, the copies of a place one after another; the head of a model that can be
+    divided runs on at most `max_tail` of them."""
+    places = Places.of(batch)
     if sequences:
         mask = (batch.branch >= 0).long()
     else:
@@ -286,12 +289,13 @@ def _logits_of(model: Any, batch: Batch, places: Places, sequences: bool, copies
     if parts is None:
         logits = forward_tail(model, inputs, positions, batch.n_tail)
         rows = places.row[:, None] * copies + torch.arange(copies, device=ids.device)
-        return logits[rows.flatten(), places.column.repeat_interleave(copies)]
+        yield places, logits[rows.flatten(), places.column.repeat_interleave(copies)]
+        return
     body, head = parts
     extra = {"position_ids": positions} if takes_positions(body) else {}
     hidden = body(**inputs, **extra, use_cache=False).last_hidden_state
-    picked: torch.Tensor = head(hidden[places.row, places.column + (ids.shape[1] - batch.n_tail)])
-    return picked
+    for part in places.parts(max_tail):
+        yield part, head(hidden[part.row, part.column + (ids.shape[1] - batch.n_tail)])
 
 
 def _parts(model: Any, batch: Batch, max_tail: int, copies: int) -> Iterator[tuple[Batch, torch.Tensor]]:

@@ -171,6 +171,24 @@ def test_a_model_that_changes_its_logits_is_not_divided(
     np.testing.assert_array_equal(own.hits, whole.hits)
 
 
+def test_the_head_is_bounded_where_a_text_cannot_be_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recurrent layers have no cache of slots: the text is read at once, and the head runs on a part of it at a time."""
+    config = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, state_size=8)
+    config.pad_token_id, config.eos_token_id, config.bos_token_id = None, 0, 0
+    model = random_model(config)
+    ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 80)
+    long = [ScoreRequest(ids[:5], (ids[5:40], ids[40:43])), ScoreRequest(ids[:3], (ids[40:],))]
+    whole = score(model, long)
+    monkeypatch.setattr(scoring, "MAX_HEAD_VALUES", 6 * VOCAB_SIZE)
+    seen: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
+    bounded = score(model, long)
+    hook.remove()
+    assert max(seen) <= 6 * VOCAB_SIZE
+    np.testing.assert_allclose(bounded.logprobs, whole.logprobs, atol=ATOL)
+    np.testing.assert_array_equal(bounded.hits, whole.hits)
+
+
 @pytest.mark.parametrize("method", ["tree", "rows"])
 def test_a_text_longer_than_the_head_takes_is_read_in_parts(
     llama: Any, monkeypatch: pytest.MonkeyPatch, method: Any
