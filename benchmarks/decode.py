@@ -75,7 +75,7 @@ def vote_decode(
         max_rows=len(prompts),
         speculate=RuntimeConfig().speculate,
     )
-    numbers = [engine.add(DecodeRequest(p, n_tokens, eos_ids=())) for p in prompts]
+    numbers = [engine.add(DecodeRequest(p, n_tokens, eos_ids=(), exact=False)) for p in prompts]
     made: dict[int, list[int]] = {number: [] for number in numbers}
     while engine.pending:
         for output in engine.step():
