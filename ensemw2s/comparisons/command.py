@@ -13,7 +13,6 @@ from ensemw2s.comparisons.plan import check_variants
 from ensemw2s.config import identity_differences
 from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.runs.store import directory_errors, write_atomic
-from ensemw2s.tracking import check_trackers
 
 CLAIM = "runs.json"
 
@@ -21,7 +20,6 @@ CLAIM = "runs.json"
 def compare(path: str, overrides: Sequence[str], *, dry_run: bool = False) -> int:
     """Run or continue a comparison and print its tables; returns the exit code: 1 where a variant gave no result."""
     comparison = load_comparison(path, overrides)
-    check_trackers(comparison.base)
     if dry_run:
         return print_plan(comparison)
     check_claim(comparison)
