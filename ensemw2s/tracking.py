@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent
-from ensemw2s.engine.trackers import check_trackers
 from ensemw2s.errors import EnsemW2SError
 
-__all__ = ["TRACKERS", "Tracked", "Tracker", "check_trackers", "result_numbers", "tracked"]
+__all__ = ["TRACKERS", "Tracked", "Tracker", "result_numbers", "tracked"]
 
 Show = Callable[[ProgressEvent], None]
 PROJECT = "ensemw2s"

@@ -14,8 +14,9 @@ from ensemw2s import api, cli
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.doctor import software
 from ensemw2s.engine.tasks import ProgressEvent
+from ensemw2s.engine.trackers import check_trackers
 from ensemw2s.errors import ConfigError
-from ensemw2s.tracking import TRACKERS, Tracked, check_trackers, result_numbers, tracked
+from ensemw2s.tracking import TRACKERS, Tracked, result_numbers, tracked
 
 MakeConfig = Callable[..., dict[str, Any]]
 
