@@ -30,6 +30,7 @@ from ensemw2s.engine.difficulty import describe_difficulty
 from ensemw2s.engine.lost import lost_members
 from ensemw2s.engine.lost import sentence as lost_sentence
 from ensemw2s.engine.merging import voting_ensemble
+from ensemw2s.engine.other_votes import other_votes
 from ensemw2s.engine.preferences import SYSTEM as PREFERENCE
 from ensemw2s.engine.students import TEACHERS
 from ensemw2s.engine.tasks import add_costs
@@ -164,6 +165,7 @@ def build_results(
             "choice_scores": other_choice_scores(
                 ctx, voting_ensemble(ctx, ensemble, selected), system_files(ctx, ensemble)
             ),
+            "votes": other_votes(ctx, voting_ensemble(ctx, ensemble, selected)),
         },
         "difficulty": describe_difficulty(ctx, right, data_info.get("ratings", {})),
         "warnings": [*data_info["warnings"], *ctx.warnings, *map(lost_sentence, lost)],

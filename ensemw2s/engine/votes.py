@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.config.experiment import VoteConfig
 from ensemw2s.core.calibration import fit_temperature
 from ensemw2s.core.label_models import ChoiceVotes, Labels, Validation, label
 from ensemw2s.core.voting import ScoreHow, choice_scores, mixture_logprob
@@ -37,6 +38,19 @@ class ChoiceAnswers:
     def of(cls, labels: Labels) -> ChoiceAnswers:
         """The answers that a label model gave."""
         return cls(labels.choice, labels.confidence, labels.soft)
+
+
+@dataclass(frozen=True)
+class VoteRule:
+    """How members' answers to a multiple-choice question become one: ``vote.label_model`` and ``vote.calibrate``."""
+
+    label_model: str
+    calibrate: bool
+
+    @classmethod
+    def of(cls, config: VoteConfig) -> VoteRule:
+        """The configured one."""
+        return cls(config.label_model, config.calibrate)
 
 
 def voting_splits(ctx: RunContext) -> list[str]:
@@ -156,6 +170,7 @@ def vote(
     data: EncodedSplit,
     logprobs: np.ndarray,
     how: ScoreHow | None = None,
+    rule: VoteRule | None = None,
 ) -> ChoiceAnswers:
     """The answers of a vote; by default weighted, each choice scored by its tokens under the members' mixture
     (EnsemW2S, arXiv 2410.04571), else by the configured label model (:mod:`ensemw2s.core.label_models`).
@@ -166,9 +181,9 @@ def vote(
         data: the questions.
         logprobs: (T, n choice tokens) the members' log-probabilities. With one member there is nothing to vote on.
         how: score of a choice, by default the configured one.
+        rule: label model and calibration, by default the configured ones.
     """
-    rule = ctx.config.vote
-    how = how or rule.choice_score
+    rule, how = rule or VoteRule.of(ctx.config.vote), how or ctx.config.vote.choice_score
     if len(systems) == 1 or (rule.label_model == "weighted" and not rule.calibrate):
         return answer_choices(ctx, data, mixture_logprob(logprobs, alphas), how)
     votes = _choice_votes(alphas, data, logprobs, how)

@@ -163,6 +163,7 @@ def build_report(
             "diversity": diagnostics.diversity(results),
             "imitation": diagnostics.imitation(results),
             "choice_scores": diagnostics.choice_scores(results),
+            "votes": diagnostics.votes(results),
             "difficulty": difficulty.distribution(results),
             "by_difficulty": difficulty.by_difficulty(results),
             "both_ends": ends,

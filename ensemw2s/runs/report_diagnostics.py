@@ -101,6 +101,51 @@ def choice_scores(results: Results) -> Table | None:
     return Table("Another score of a choice", header, rows, frozenset(range(2, len(header))), notes)
 
 
+_VOTES = {
+    "weighted": "weighted by the member weights",
+    "uniform": "equal weights",
+    "plurality": "one vote a member",
+    "geometric": "geometric mean",
+    "best_single": "best member on easy_val",
+    "em_weights": "weights fitted to easy_val",
+    "dawid_skene": "Dawid-Skene",
+    "glad": "GLAD",
+}
+
+
+def vote_name(row: Mapping[str, Any]) -> str:
+    """A way to vote in words, from a row of ``diagnostics.votes``."""
+    return _VOTES[row["label_model"]] + (", calibrated" if row["calibrate"] else "")
+
+
+def votes(results: Results) -> Table | None:
+    """What other label models would have answered, the labels first; nothing where no members vote on choices."""
+    rows = (results.get("diagnostics") or {}).get("votes")
+    if not rows:
+        return None
+    splits = [LABELS, *(s for s in ordered_splits(rows[0]["splits"]) if s != LABELS)]
+
+    def cell(row: Mapping[str, Any], split: str) -> str:
+        found = row["splits"].get(split)
+        if found is None:
+            return NOTHING
+        gap = f"{points(found['difference'])}, {points(found['low'])} to {points(found['high'])}"
+        return percent(found["accuracy"]) + ("" if row["configured"] else f" ({gap})")
+
+    body = [
+        [vote_name(row) + (" (this run)" if row["configured"] else ""), *(cell(row, s) for s in splits)]
+        for row in rows
+    ]
+    header = ["vote", *(s if s != LABELS else f"{LABELS} (the labels)" for s in splits)]
+    notes = [
+        "From the stored scores of the same members, with paired intervals of the difference from this run's vote; the students learned "
+        "from this run's labels. Weights and temperatures are fitted to easy_val, whose own column flatters them."
+    ]
+    if any(s not in row["splits"] for row in rows for s in splits):
+        notes.append("GLAD is left out where a split has many questions: try vote.label_model=glad.")
+    return Table("Other ways to vote", header, body, frozenset(range(1, len(header))), notes)
+
+
 def shared(results: Results) -> list[Table]:
     """By split: what becomes of the questions on which members agree on one wrong answer."""
     tables = []

@@ -18,16 +18,27 @@ MakeConfig = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def run(make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> api.RunResult:
-    settings = {
-        "weak__training__epochs": 4,
-        "weak__training__learning_rate": 2e-2,
-        "boosting": {"rounds": 3, "method": "bagging"},
-        "vote__rounds": 2,
-        "strong__training__epochs": 1,
-    }
-    folder = tmp_path_factory.mktemp("diagnostics")
-    return api.run(ExperimentConfig.model_validate(make_tiny(folder, **settings)))
+def make_run(make_tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., api.RunResult]:
+    cache = tmp_path_factory.mktemp("members")
+
+    def make(**changes: Any) -> api.RunResult:
+        settings = {
+            "weak__training__epochs": 4,
+            "weak__training__learning_rate": 2e-2,
+            "boosting": {"rounds": 3, "method": "bagging"},
+            "vote__rounds": 2,
+            "strong__training__epochs": 1,
+            "runtime__cache": str(cache),
+        }
+        folder = tmp_path_factory.mktemp("diagnostics")
+        return api.run(ExperimentConfig.model_validate(make_tiny(folder, **{**settings, **changes})))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(make_run: Callable[..., api.RunResult]) -> api.RunResult:
+    return make_run()
 
 
 def test_calibration_is_that_of_the_stored_answers(run: api.RunResult) -> None:
@@ -127,3 +138,49 @@ def test_they_are_plain_json(run: api.RunResult) -> None:
     text = Path(run.run_dir / "report.md").read_text()
     assert "## Behind the numbers" in text
     assert "Shared errors on test" in text
+
+
+def test_the_configured_vote_is_one_of_the_ways_to_vote(run: api.RunResult) -> None:
+    (own,) = [row for row in run.results["diagnostics"]["votes"] if row["configured"]]
+    assert (own["label_model"], own["calibrate"]) == ("weighted", False)
+    assert own["splits"]["test"]["accuracy"] == pytest.approx(run.results["weak_ensemble"]["test"]["value"])
+    labels = own["splits"]["hard_train"]
+    assert labels["accuracy"] == pytest.approx(run.results["label_accuracy"]["ensemble"]["value"])
+    assert (labels["difference"], labels["low"], labels["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_another_vote_is_that_of_a_run_with_it(
+    run: api.RunResult, make_run: Callable[..., api.RunResult]
+) -> None:
+    label_model, calibrate = "geometric", True
+    other = make_run(vote__label_model=label_model, vote__calibrate=calibrate)
+
+    def key(row: dict[str, Any]) -> tuple[str, bool]:
+        return row["label_model"], row["calibrate"]
+
+    before, after = ({key(r): r for r in found.results["diagnostics"]["votes"]} for found in (run, other))
+    assert set(before) == set(after)
+    assert len(before) == 12
+    assert [k for k, row in after.items() if row["configured"]] == [(label_model, calibrate)]
+    for rule, row in before.items():
+        for split, found in row["splits"].items():
+            assert found["accuracy"] == after[rule]["splits"][split]["accuracy"]
+            gap = found["accuracy"] - before["weighted", False]["splits"][split]["accuracy"]
+            assert found["difference"] == pytest.approx(gap)
+            assert found["low"] <= found["difference"] <= found["high"]
+    voted = before[label_model, calibrate]["splits"]
+    assert other.results["weak_ensemble"]["test"]["value"] == pytest.approx(voted["test"]["accuracy"])
+    assert other.results["label_accuracy"]["ensemble"]["value"] == pytest.approx(
+        voted["hard_train"]["accuracy"]
+    )
+
+
+def test_ways_to_vote_of_a_run_with_its_own(
+    make_run: Callable[..., api.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemw2s.engine.other_votes.LARGEST_GLAD", 1)
+    rows = make_run(vote__label_model="plurality", vote__calibrate=True).results["diagnostics"]["votes"]
+    # Temperatures change no member's own choice; the run's own vote is shown all the same.
+    assert len(rows) == 13
+    assert (rows[0]["label_model"], rows[0]["calibrate"], rows[0]["configured"]) == ("plurality", True, True)
+    assert [row["label_model"] for row in rows if not row["splits"]] == ["glad"]

@@ -87,12 +87,40 @@ def test_another_score_of_a_choice_is_advised_where_it_is_better(
     assert ("+2.5 points, +1.0 to +4.0): try vote.choice_score=mean" in text) is advised
 
 
+def test_other_ways_to_vote(results: dict[str, Any]) -> None:
+    def row(label_model: str, calibrate: bool, *splits: str, configured: bool = False) -> dict[str, Any]:
+        gap = 0.0 if configured else 0.013
+        found = {"accuracy": 0.6 + gap, "difference": gap, "low": gap - 0.02, "high": gap + 0.02}
+        return {
+            "label_model": label_model,
+            "calibrate": calibrate,
+            "configured": configured,
+            "splits": dict.fromkeys(splits, found),
+        }
+
+    splits = ("easy_val", "hard_train", "test")
+    rows = [row("weighted", False, *splits, configured=True), row("em_weights", True, *splits)]
+    results["diagnostics"]["votes"] = rows
+    table = report_diagnostics.votes(results)
+    assert table is not None
+    assert list(table.header) == ["vote", "hard_train (the labels)", "easy_val", "test"]
+    assert list(table.rows[0]) == ["weighted by the member weights (this run)", "60.0 %", "60.0 %", "60.0 %"]
+    other = "61.3 % (+1.3, -0.7 to +3.3)"
+    assert list(table.rows[1]) == ["weights fitted to easy_val, calibrated", other, other, other]
+    assert len(table.notes) == 1
+    results["diagnostics"]["votes"].append(row("glad", False, "test"))
+    table = report_diagnostics.votes(results)
+    assert table is not None
+    assert list(table.rows[2])[:3] == ["GLAD", NOTHING, NOTHING]
+    assert "vote.label_model=glad" in " ".join(table.notes)
+
+
 @pytest.mark.parametrize("diagnostics", [None, {}])
 def test_older_results_show_none(results: dict[str, Any], diagnostics: Any) -> None:
     results["diagnostics"] = diagnostics
     assert report_diagnostics.calibration(results) is report_diagnostics.diversity(results) is None
     assert report_diagnostics.shared(results) == []
-    assert report_diagnostics.choice_scores(results) is None
+    assert report_diagnostics.choice_scores(results) is report_diagnostics.votes(results) is None
     assert report_diagnostics.rounds(results) is None
     del results["diagnostics"]
     assert report_diagnostics.calibration(results) is None
