@@ -26,17 +26,25 @@ class Share:
 
 
 def process_share(
-    runtime: RuntimeConfig, cpus: float | None, gpus: float | None, *, what: str, fields: str, command: str
+    runtime: RuntimeConfig,
+    cpus: float | None,
+    gpus: float | None,
+    *,
+    what: str,
+    fields: str,
+    command: str,
+    wanted: int | None = None,
 ) -> Share:
     """The share of one run on the connected cluster.
 
     Args:
         runtime: of the experiment.
-        cpus: wanted; None: as many as go with its GPUs, or a whole node.
+        cpus: wanted; None: as many as go with its GPUs, or without any an even part of a node for as many as are wanted.
         gpus: wanted; None: one where there is any.
         what: a trial, or a run, for messages.
         fields: which fields say so.
         command: what asks an autoscaling cluster for workers.
+        wanted: how many at once; None: one a node, and with GPUs as many as these give.
 
     Raises:
         ResourceError: no node holds one.
@@ -55,7 +63,8 @@ def process_share(
         if gpus > 0 and with_gpu:
             cpus = min(max(1.0, n["CPU"] * gpus / n["GPU"]) for n in with_gpu)
         else:
-            cpus = min(n["CPU"] for n in nodes)
+            a_node = -(-(wanted or 1) // len(nodes))
+            cpus = max(1.0, float(int(min(n["CPU"] for n in nodes) / a_node)))
     at_once = sum(_fit(n, cpus, gpus) for n in nodes)
     if at_once == 0:
         largest = max(nodes, key=lambda n: (n.get("GPU", 0.0), n["CPU"]))

@@ -50,8 +50,16 @@ def run_at_once(comparison: Comparison, runs: Sequence[Run], say: Say) -> dict[s
             what="a run",
             fields="cpus_per_run or gpus_per_run",
             command="ray_jobs/compare.py",
+            wanted=None if config.runs_at_once == "auto" else config.runs_at_once,
         )
-        limit = share.at_once if config.runs_at_once == "auto" else config.runs_at_once
+        limit = share.at_once
+        if config.runs_at_once != "auto":
+            limit = config.runs_at_once
+            if share.at_once < min(limit, len(runs)):
+                say(
+                    f"the cluster holds {share.at_once} of {limit} runs at once, each with {share.cpus:g} CPU and {share.gpus:g} GPU; "
+                    "cpus_per_run and gpus_per_run say how much a run takes"
+                )
         lines = Queue(actor_options={"num_cpus": 0})
         task = ray.remote(_run).options(
             num_cpus=share.cpus, num_gpus=share.gpus, max_retries=comparison.base.runtime.max_failures
@@ -108,8 +116,13 @@ def _outcome(reference: Any) -> str | None:
     """The reason why a run gives no result, None where it has given one; raises what ends the comparison."""
     import ray
 
+    from ensemw2s.cluster.remote_errors import unwrap
+
     try:
         outcome = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        # Nothing of ours, such as an error in a loss of the user's own: shown as it is, as where runs follow each other.
+        raise unwrap(error) from error
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise WorkerFailure(

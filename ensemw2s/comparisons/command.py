@@ -29,7 +29,7 @@ def compare(path: str, overrides: Sequence[str], *, dry_run: bool = False) -> in
     if not results:
         print("no variant finished: the lines above say why", file=sys.stderr)
         return 1
-    from ensemw2s.comparisons.report import NOTES, render_table, write_comparison
+    from ensemw2s.comparisons.report import NOTES, notes, render_table, write_comparison
     from ensemw2s.comparisons.table import build_table
 
     first = next(iter(results.values()))[0]
@@ -38,7 +38,7 @@ def compare(path: str, overrides: Sequence[str], *, dry_run: bool = False) -> in
     tables = [build_table(comparison, results, folders, split) for split in splits]
     write_comparison(comparison, tables, failed)
     for table in tables:
-        print(render_table(table, len(comparison.config.seeds)) + "\n")
+        print("\n".join([render_table(table, len(comparison.config.seeds)), *notes(table.split)]) + "\n")
     print("\n".join(NOTES))
     for variant, reason in failed.items():
         print(f"left out: {variant}: {reason}")

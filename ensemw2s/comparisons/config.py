@@ -40,12 +40,13 @@ class ComparisonConfig(Section):
     )
     runs_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1,
-        description="1: one run after another, each with the executor of the experiment. More: on Ray, each run in one process; auto: as "
-        "many as the cluster's CPUs and GPUs hold",
+        description="1: one run after another, each with the executor of the experiment. More: on Ray, each run in one process, with plain "
+        "PyTorch in the place of DeepSpeed; auto: as many as the cluster's GPUs hold, without GPUs one a node, or as cpus_per_run says",
     )
     cpus_per_run: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="logical CPUs of a run, with more than one at once; none given: the share of its GPUs, or a whole node",
+        description="logical CPUs of a run, with more than one at once; none given: the share of its GPUs, or what runs_at_once leaves "
+        "each of a node",
     )
     gpus_per_run: Annotated[float, Field(ge=0)] | None = Field(
         None, description="GPUs of a run, with more than one at once; none given: 1 where the cluster has any"
@@ -103,6 +104,9 @@ class Comparison:
             f"runs_dir={self.folder / 'runs'}",
             f"runtime.cache={self.base.runtime.cache or self.folder / 'cache'}",
         ]
+        if index:
+            # The table takes them from the first variant's runs; a student of random noise for each would be a training for nothing.
+            placed.append("evaluation.baselines=[]")
         return config_from_mapping(
             self.base.model_dump(mode="json"), [*assignments(self.config.variants[variant]), *placed]
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ensemw2s.comparisons.config import Comparison
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.errors import ConfigError, UserError
 
+#: Fields of the vote that say how several members agree.
+_OF_SEVERAL = {"rounds", "label_model", "calibrate", "combine", "merge_density"}
 #: Stages that do not depend on the variant: one for each seed.
 COMMON = ("models as they are", "few-shot", "student ceiling", "student on_easy")
 
@@ -80,15 +83,24 @@ def work_key(stage: str, variant: str, config: ExperimentConfig) -> str:
     the same, or that are the first of the same models (all samples, all weights 1)."""
     if stage in COMMON:
         return stage
-    weak = json.dumps(config.weak.model_dump(mode="json"), sort_keys=True)
-    if stage == "member 1" and config.boosting.method != "bagging":
-        first = config.weak.models[0].model_dump(mode="json")
-        training = config.weak.training.model_dump(mode="json")
-        return f"{stage} {json.dumps([first, training], sort_keys=True)}"
-    if stage.startswith(("member", "prior", "soft labels")):
-        boosting = config.boosting.model_dump(mode="json", exclude={"rounds"})
-        return f"{stage} {weak} {json.dumps(boosting, sort_keys=True)}"
-    return f"{stage} {variant}"
+    boosting = config.boosting
+    weak, whole = config.weak.model_dump(mode="json"), boosting.model_dump(mode="json", exclude={"rounds"})
+    # The first member sees all samples once, whatever is reweighted later.
+    first: list[Any] = [weak["models"][0], weak["training"]]
+    if boosting.method == "bagging":
+        first = [weak, whole]
+    parts: list[Any] = [variant]
+    if stage == "member 1":
+        parts = first
+    elif stage == "student single":
+        # Its labels are those of the first member.
+        vote = config.vote.model_dump(mode="json", exclude=_OF_SEVERAL)
+        parts = [first, config.labels.model_dump(mode="json"), vote]
+    elif stage.startswith("prior"):
+        parts = [weak if boosting.prior == "warmup" else weak["models"], boosting.prior, boosting.unit]
+    elif stage.startswith(("member", "soft labels")):
+        parts = [weak, whole]
+    return f"{stage} {json.dumps(parts, sort_keys=True)}"
 
 
 def _lines(name: str, error: UserError) -> list[str]:

@@ -152,7 +152,9 @@ def build_table(
         for (key, (a, b)), p, adjusted in zip(pairs.items(), p_values, holm(p_values), strict=True)
     }
     rows = []
-    single_flops = float(np.mean([_single_flops(r) for r in next(iter(results.values()))]))
+    reference = next(iter(results))
+    n_models = len(comparison.run(reference, comparison.config.seeds[0]).weak.models)
+    single_flops = float(np.mean([_single_flops(r, n_models) for r in results[reference]]))
     for name, own in scores.items():
         runs = results[name]
         weak_flops = float(np.mean([_weak_flops(r) for r in runs]))
@@ -191,7 +193,9 @@ def _weak_flops(results: dict[str, Any]) -> float:
     return sum(c["flops"] for stage, c in results["cost"].items() if stage.startswith(WEAK_STAGES))
 
 
-def _single_flops(results: dict[str, Any]) -> float:
-    """FLOPs of the first member alone: those of the ensemble are more."""
-    first = ("prior-0", "member-00", "votes-member-00", "answers-member-00")
-    return sum(c["flops"] for stage, c in results["cost"].items() if stage in first)
+def _single_flops(results: dict[str, Any], n_models: int) -> float:
+    """FLOPs of the single model, the first member that was kept, alone: those of the ensemble are more."""
+    attempt = next(i for i, member in enumerate(results["members"]) if member["kept"])
+    name = f"member-{attempt:02d}"
+    own = (f"prior-{attempt % n_models}", name, f"votes-{name}", f"answers-{name}")
+    return sum(c["flops"] for stage, c in results["cost"].items() if stage in own)

@@ -298,7 +298,8 @@ class ExperimentConfig(Section):
         if self.labels.targets == "tokens" and (self.vote.label_model != "weighted" or self.vote.calibrate):
             raise ValueError(
                 f"labels.targets tokens are the members' mixture by their weights, and vote.label_model {self.vote.label_model} with "
-                f"calibrate {str(self.vote.calibrate).lower()} decides about whole choices: use targets choices, or label_model weighted"
+                f"calibrate {str(self.vote.calibrate).lower()} decides about whole choices: use targets choices, or label_model weighted "
+                "without calibrate"
             )
         if strong == "classifier" and "few_shot" in self.evaluation.baselines:
             raise ValueError(

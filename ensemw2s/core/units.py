@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ensemw2s.core._checks import (
     BoolArray,
@@ -187,6 +187,20 @@ class Units:
         """
         values = as_flags(flags, self.n_tokens, "flags")
         return values if self.kind == "token" else np.logical_and.reduceat(values, self.offsets[:-1])
+
+    def whole_packed(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """`whole` of flags as `numpy.packbits` packs them, packed again; where units are tokens nothing is unpacked.
+
+        Raises:
+            ValueError: wrong length.
+        """
+        if packed.shape != (-(-self.n_tokens // 8),):
+            raise ValueError(
+                f"packed flags of {self.n_tokens} tokens take {-(-self.n_tokens // 8)} bytes, got shape {packed.shape}"
+            )
+        if self.kind == "token":
+            return packed
+        return np.packbits(self.whole(np.unpackbits(packed, count=self.n_tokens).view(np.bool_)))
 
     @overload
     def spread(self, unit_weights: LevelWeights) -> LevelWeights: ...

@@ -29,12 +29,18 @@ def load_hub(source: HubSource, path: str, shown: str) -> Any:
             saved = datasets.load_from_disk(path)
         else:
             return datasets.load_dataset(path, source.name, split=source.split, revision=source.revision)
-    if saved.split is not None and str(saved.split) != source.split:
+    # It may have been saved without the name of its split; then it is the one that is asked for.
+    name = source.split.partition("[")[0]
+    if saved.split is not None and str(saved.split) != name:
         raise DataError(
             f"{shown}: {path} holds the split {saved.split}, as one data set was saved, not {source.split}: give the folder of "
             "that split, or of a DatasetDict with all splits"
         )
-    return saved
+    if name == source.split:
+        return saved
+    with _library(shown, source) as datasets:
+        (part,) = datasets.ReadInstruction.from_spec(source.split).to_absolute({name: len(saved)})
+        return saved.select(range(part.from_, part.to))
 
 
 def local_copy(source: HubSource, folder: Path, shown: str) -> HubSource:
@@ -62,8 +68,30 @@ def local_copy(source: HubSource, folder: Path, shown: str) -> HubSource:
         names = datasets.get_dataset_config_names(str(folder))
     if source.name in names:
         return source
-    inner = f"{source.path}/{source.name}" if (folder / source.name).is_dir() else source.path
-    return source.model_copy(update={"name": None, "path": inner})
+    if (folder / source.name).is_dir():
+        return source.model_copy(update={"name": None, "path": f"{source.path}/{source.name}"})
+    others = names if names != ["default"] else _configuration_folders(folder)
+    if others:
+        raise DataError(
+            f"{shown}: {source.path} has no configuration {source.name}, only {', '.join(sorted(others))}: give the folder of a copy "
+            "that has it, or the folder of its files"
+        )
+    return source.model_copy(update={"name": None})
+
+
+#: What a folder of a configuration may be divided into; other folders are configurations.
+_PARTS = ("data", "default", "train", "validation", "valid", "val", "dev", "test", "eval")
+
+
+def _configuration_folders(folder: Path) -> list[str]:
+    """Folders that stand for configurations, where a data set does not say which it has."""
+    folders = [f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "_"))]
+    if any(name.partition("-")[0].lower() in _PARTS for name in folders):
+        return []
+    return [] if any(f.is_file() and f.suffix in _FILES for f in folder.iterdir()) else folders
+
+
+_FILES = (".parquet", ".json", ".jsonl", ".csv", ".arrow", ".txt", ".zst", ".gz")
 
 
 @contextmanager

@@ -206,7 +206,7 @@ class Boosting:
         """
         kept = len(state.alphas)
         draw = self._draw(attempt, kept, state)
-        outside = None if draw.outside is None else np.packbits(self._units.whole(draw.out_of_bag))
+        outside = None if draw.outside is None else self._units.whole_packed(draw.outside)
         own = self._train.draw_of(index, draw)
         name = f"round {kept + 1} of {self._config.rounds}: training"
         scratch = self._ctx.store.scratch(member_stage(attempt))

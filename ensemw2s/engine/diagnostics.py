@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 from ensemw2s.core.calibration import expected_calibration_error, reliability_table
 from ensemw2s.core.diversity import imitation, pairwise_diversity, shared_errors
 from ensemw2s.core.metrics import paired_bootstrap
-from ensemw2s.engine.answers import Answers, Ensemble, correct, ensemble_answers, model_answers
+from ensemw2s.engine.answers import (
+    Answers,
+    Ensemble,
+    correct,
+    ensemble_answers,
+    model_answers,
+    normalize_answer,
+)
 from ensemw2s.engine.checks import label_correct
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.soft_labels import labels_path
@@ -64,8 +71,9 @@ def _imitation(ctx: RunContext, split: str, answers: Mapping[str, Answers], teac
     samples = ctx.splits[split].samples
     given = [answers[f"{who}_{teacher}"] for who in ("weak", "student")]
     right = [correct(samples, own) for own in given]
-    # Free answers that say the same in other words are different, but where both are right.
-    same = np.array([a == b for a, b in zip(given[0].values, given[1].values, strict=True)])
+    # Texts are compared as they are with the truth.
+    said = [[normalize_answer(v) if isinstance(v, str) else v for v in own.values] for own in given]
+    same = np.array([a == b for a, b in zip(*said, strict=True)])
     return imitation(right[0], right[1], same & (right[0] == right[1])).to_dict()
 
 

@@ -15,10 +15,14 @@ import pytest
 import yaml
 
 from ensemw2s import cli
+from ensemw2s.cluster.shares import process_share
+from ensemw2s.comparisons.at_once import _outcome
 from ensemw2s.comparisons.command import claim
 from ensemw2s.comparisons.config import load_comparison
 from ensemw2s.comparisons.plan import check_variants
-from ensemw2s.errors import ConfigError, RunDirectoryError
+from ensemw2s.comparisons.table import _single_flops
+from ensemw2s.config import RuntimeConfig
+from ensemw2s.errors import ConfigError, RunDirectoryError, WorkerFailure
 
 MakeConfig = Callable[..., dict[str, Any]]
 FILE = {
@@ -65,6 +69,13 @@ def test_where_shared_work_lies(
     assert comparison.run("bagged", 4).runtime.cache == str(tmp_path / cache)
 
 
+def test_baselines_are_those_of_the_first_variant(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    path = write(tmp_path, make_tiny, set={"evaluation.baselines": ["few_shot", "random_noise"]})
+    comparison = load_comparison(path)
+    assert comparison.run("boosted", 3).evaluation.baselines == ("few_shot", "random_noise")
+    assert comparison.run("bagged", 3).evaluation.baselines == ()
+
+
 def accuracy(folder: Path, system: str) -> float:
     rows = pq.read_table(folder / "predictions" / "test.parquet").to_pylist()
     return float(np.mean([row[system] == row["truth"] for row in rows]))
@@ -74,6 +85,10 @@ def test_the_table_is_the_mean_of_the_runs(compared: Path) -> None:
     folder = compared.parent / "runs" / "ways"
     table, validation = json.loads((folder / "comparison.json").read_text())["splits"]
     assert (table["split"], validation["split"]) == ("test", "easy_val")
+    # Only there was anything chosen.
+    html = (folder / "comparison.html").read_text()
+    assert html.count("its p-values are too small") == 1
+    assert html.index("easy_val (") < html.index("its p-values are too small")
     single = np.mean([accuracy(folder / "runs" / f"variant-00-seed-{s}", "weak_single") for s in (3, 4)])
     assert table["shared"]["Single weak model"]["value"] == pytest.approx(single)
     for index, row in enumerate(table["variants"]):
@@ -161,8 +176,9 @@ def test_a_dry_run_checks_and_counts_every_variant(
     assert cli.main(["compare", str(path), "--dry-run"]) == 0
     lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
     stages = {name: int(lines[name][1]) for name in ("boosted", "uniform", "bagged")}
-    # The uniform vote has the boosted members; a bagged one has two members and a prior of its own; each has two students.
-    assert stages == {"boosted": 8, "uniform": 2, "bagged": 5}
+    # The uniform vote has the boosted members, so that only the ensemble's student is new; a bagged one has two members and two
+    # students.
+    assert stages == {"boosted": 8, "uniform": 1, "bagged": 4}
     assert not (tmp_path / "runs").exists()
 
 
@@ -176,6 +192,69 @@ def test_what_no_variant_can_do_is_said_before_anything_runs(
         assert cli.main(["compare", str(path), *more]) == 2
         assert "variant 'merged': vote.combine weights makes one of members" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_flops_of_the_single_model_are_those_of_the_first_member_that_was_kept() -> None:
+    members = [{"kept": False}, {"kept": True}, {"kept": True}]
+    stages = (
+        "prior-0",
+        "prior-1",
+        "member-00",
+        "member-01",
+        "votes-member-01",
+        "member-02",
+        "votes-member-02",
+    )
+    cost = {stage: {"flops": 10.0**i} for i, stage in enumerate(stages)}
+    # The second attempt has the second of two models.
+    assert _single_flops({"members": members, "cost": cost}, 2) == 10.0 + 1e3 + 1e4
+    assert _single_flops({"members": members, "cost": cost}, 1) == 1.0 + 1e3 + 1e4
+
+
+def test_an_error_of_a_run_on_the_cluster_is_shown_and_a_lost_process_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def outcome(error: Exception) -> None:
+        def get(_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(ray, "get", get)
+        _outcome(object())
+
+    own = TypeError("my loss: unsupported operand")
+    with pytest.raises(ray.exceptions.RayTaskError, match="my loss: unsupported operand"):
+        outcome(ray.exceptions.RayTaskError("run", "TypeError: my loss: unsupported operand", own))
+    with pytest.raises(WorkerFailure, match="the process of a run was lost"):
+        outcome(ray.exceptions.WorkerCrashedError())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "share"),
+    [
+        # A whole node, an even part of it for as many as are wanted, and what was given.
+        ([{"CPU": 16}], {}, (16, 0, 1)),
+        ([{"CPU": 16}], {"wanted": 4}, (4, 0, 4)),
+        ([{"CPU": 16}, {"CPU": 8}], {"wanted": 4}, (4, 0, 6)),
+        ([{"CPU": 2}], {"wanted": 4}, (1, 0, 2)),
+        ([{"CPU": 16}], {"wanted": 4, "cpus": 8}, (8, 0, 2)),
+        ([{"CPU": 16, "GPU": 4}], {"wanted": 2}, (4, 1, 4)),
+        ([{"CPU": 16, "GPU": 4}], {"gpus": 2}, (8, 2, 2)),
+    ],
+)
+def test_what_a_run_takes_of_the_cluster(
+    nodes: list[dict[str, float]],
+    asked: dict[str, Any],
+    share: tuple[float, float, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
+    words = {"what": "a run", "fields": "cpus_per_run", "command": "compare"}
+    found = process_share(RuntimeConfig(), **{"cpus": None, "gpus": None, **asked}, **words)
+    assert (found.cpus, found.gpus, found.at_once) == share
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemw2s.core import draws
 from ensemw2s.core.boosting import (
     REWEIGHT_METHODS,
     draw_round,
@@ -125,3 +126,28 @@ def test_draw_round_refuses(arguments, message):
 def test_draw_round_refuses_an_unknown_sample_weight():
     with pytest.raises(ValueError, match="mean, sum"):
         draw_round(1, "loss", WEIGHTS, OFFSETS, np.random.default_rng(0), "max")
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        # Blocks of 8: some without any mass, in the middle and at the end; entries without any in the others.
+        [3, 0, 1, 0, 0, 2, 1, 1, *[0] * 8, 0, 4, 1, 0, 1, 0, 2, 0, *[0] * 8],
+        [*[0] * 8, 1, 1, 1, 1, 0, 0, 0, 0, 5, 3, 0],
+    ],
+)
+@pytest.mark.parametrize("block", [8, 2**17])
+def test_draws_block_by_block_are_multinomial(weights, block, monkeypatch):
+    monkeypatch.setattr(draws, "_BLOCK", block)
+    p, n, repeats = np.array(weights) / sum(weights), len(weights), 4_000
+    rng = np.random.default_rng(0)
+    offsets = np.arange(n + 1)
+    counts = np.zeros((repeats, n))
+    for row in counts:
+        draw = draw_round(1, "token_bootstrap", p, offsets, rng)
+        row[draw.rows] = draw.loss_weights
+    assert (counts.sum(axis=1) == n).all()
+    # Standard errors of a mean and a covariance are below 0.04 and 0.13 for at most 6 expected draws.
+    np.testing.assert_allclose(counts.mean(axis=0), n * p, atol=0.15)
+    covariance = n * (np.diag(p) - np.outer(p, p))
+    np.testing.assert_allclose(np.cov(counts.T), covariance, atol=0.5)

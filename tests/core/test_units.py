@@ -178,6 +178,10 @@ def test_a_unit_is_whole_when_all_its_tokens_are(offsets, kind, data):
     starts = units.offsets
     expected = [bool(flags[a:b].all()) for a, b in itertools.pairwise(starts)]
     np.testing.assert_array_equal(units.whole(flags), expected)
+    packed = units.whole_packed(np.packbits(flags))
+    np.testing.assert_array_equal(np.unpackbits(packed, count=units.n_units), expected)
+    with pytest.raises(ValueError, match="bytes, got shape"):
+        units.whole_packed(np.zeros(units.n_tokens // 8 + 2, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("kind", ["token", "window", "sample", "choice"])

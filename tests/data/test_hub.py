@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ SCIQ_ROW: dict[str, Any] = {
     "correct_answer": "the heart",
     "support": "",
 }
+
+
+SCIQ_COLUMNS = hub_source(BuiltinSource(name="sciq")).columns
 
 
 @pytest.fixture(autouse=True)
@@ -190,4 +194,52 @@ class TestCopies:
         with pytest.raises(DataError) as caught:
             load_source(BuiltinSource(name="boolq", path=path), base_dir=tmp_path)
         assert str(caught.value).startswith(line)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("readme", [True, False])
+    def test_another_configuration_is_not_taken_for_the_one_asked_for(
+        self, readme: bool, tmp_path: Path
+    ) -> None:
+        source = self.arc(tmp_path / "arc").model_copy(update={"path": str(tmp_path / "arc")})
+        shutil.rmtree(tmp_path / "arc" / "ARC-Easy")
+        if readme:
+            (tmp_path / "arc" / "README.md").write_text(f"---\n{self.README}---\n")
+        with pytest.raises(
+            DataError, match="has no configuration ARC-Easy, only ARC-Challenge: give the folder"
+        ):
+            load_source(source)
+        assert [s.id for s in load_source(source.model_copy(update={"name": "arc_challenge"}))] == ["hard"]
+
+    def test_a_copy_of_one_configuration_need_not_name_it(self, tmp_path: Path) -> None:
+        for place in ("data", "train"):
+            folder = tmp_path / f"arc-{place}"
+            (folder / place).mkdir(parents=True)
+            (folder / "images").mkdir()
+            pq.write_table(pa.Table.from_pylist([ARC_ROW]), folder / place / "train-00000-of-00001.parquet")
+            source = BuiltinSource(name="arc_easy", path=str(folder))
+            assert [s.id for s in load_source(source)] == ["Mercury_1"]
+
+    @pytest.mark.parametrize("name", ["train", None])
+    @pytest.mark.parametrize(
+        ("split", "expected"),
+        [("train[:2]", [0, 1]), ("train[50%:]", [2, 3]), ("train[-1:]", [3]), ("train", [0, 1, 2, 3])],
+    )
+    def test_slices_of_what_save_to_disk_wrote(
+        self, name: str | None, split: str, expected: list[int], tmp_path: Path
+    ) -> None:
+        import datasets
+
+        rows = [SCIQ_ROW | {"question": f"What pumps blood {i}?"} for i in range(4)]
+        datasets.Dataset.from_list(rows, split=name).save_to_disk(str(tmp_path / "set"))
+        found = load_source(HubSource(path=str(tmp_path / "set"), split=split, columns=SCIQ_COLUMNS))
+        assert [s.question for s in found] == [rows[i]["question"] for i in expected]
+
+    @pytest.mark.parametrize("split", ["test", "test[:2]", "train[:x]"])
+    def test_what_was_not_saved_is_refused(self, split: str, tmp_path: Path) -> None:
+        import datasets
+
+        datasets.Dataset.from_list([SCIQ_ROW], split="train").save_to_disk(str(tmp_path / "set"))
+        source = HubSource(path=str(tmp_path / "set"), split=split, columns=SCIQ_COLUMNS)
+        with pytest.raises(DataError, match=r"holds the split train|cannot be loaded") as caught:
+            load_source(source)
         assert "\n" not in str(caught.value)

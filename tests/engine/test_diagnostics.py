@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.data.samples import Sample
+from ensemw2s.engine.answers import Answers
+from ensemw2s.engine.diagnostics import _imitation
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -184,3 +188,19 @@ def test_ways_to_vote_of_a_run_with_its_own(
     assert len(rows) == 13
     assert (rows[0]["label_model"], rows[0]["calibrate"], rows[0]["configured"]) == ("plurality", True, True)
     assert [row["label_model"] for row in rows if not row["splits"]] == ["glad"]
+
+
+def test_free_answers_in_other_letters_are_repeated() -> None:
+    samples = [Sample(f"q{i}", "Which color?", None, "blue") for i in range(4)]
+    ctx: Any = SimpleNamespace(splits={"test": SimpleNamespace(samples=samples)})
+
+    def given(*texts: str) -> Answers:
+        return Answers(texts, np.ones(len(texts)))
+
+    answers = {
+        "weak_single": given("Red.", "red", "red", "Blue"),
+        "student_single": given("red", "blue", "green", "blue."),
+    }
+    found = _imitation(ctx, "test", answers, "single")
+    assert (found["teacher_wrong"], found["repeated"], found["corrected"], found["other"]) == (3, 1, 1, 1)
+    assert (found["teacher_right"], found["unlearned"]) == (1, 0)
