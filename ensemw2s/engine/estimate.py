@@ -55,8 +55,8 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
     """
     config = prepared.config
     largest = max(config.weak.models, key=lambda m: prepared.facts[m.display_name].n_parameters)
-    weak, weak_share = _size(prepared, largest)
-    strong, strong_share = _size(prepared, config.strong.model)
+    weak, weak_trained, weak_saved = _size(prepared, largest)
+    strong, strong_trained, strong_saved = _size(prepared, config.strong.model)
     train = {n: _training_tokens(s) for n, s in prepared.encoded.items()}
     read = {n: _scoring_tokens(s, config.vote.max_new_tokens) for n, s in prepared.encoded.items()}
     tests = [n for n in prepared.encoded if n not in ("easy_train", "easy_val", "hard_train")]
@@ -69,16 +69,20 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
     speed = flops_per_second * EFFICIENCY
 
     def stage(
-        name: str, parameters: int, trained: int, scored: int, memory: int, disk: int, share: float = 1.0
+        name: str,
+        parameters: int,
+        trained: int,
+        scored: int,
+        memory: int,
+        disk: int,
+        backward: float = BACKWARD,
     ) -> StageEstimate:
-        flops = parameters * ((FORWARD + BACKWARD * share) * trained + FORWARD * scored)
+        flops = parameters * ((FORWARD + backward) * trained + FORWARD * scored)
         return StageEstimate(name, trained + scored, flops / speed, memory, disk)
 
     # float32 weights, and of what is trained gradients and two Adam moments; DeepSpeed holds a flat copy of its weights, too.
-    weak_memory, strong_memory = (
-        round(weak * (4 + 12 * weak_share)),
-        round(strong * (4 + 16 * strong_share)),
-    )
+    weak_memory, strong_memory = 4 * weak + 12 * weak_trained, 4 * strong + 16 * strong_trained
+    weak_backward, strong_backward = (_backward(prepared, m) for m in (largest, config.strong.model))
     epochs, strong_epochs = config.weak.training.epochs, config.strong.training.epochs
     lines = [stage("prior error", weak, 0, train["easy_train"], 4 * weak, 0)]
     lines += [
@@ -88,8 +92,8 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
             epochs * train["easy_train"],
             train["easy_train"] + train["easy_val"] + votes,
             weak_memory,
-            4 * weak,
-            weak_share,
+            4 * weak_saved,
+            weak_backward,
         )
         for t in range(1, rounds + 1)
     ]
@@ -118,8 +122,8 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
                 strong_epochs * tokens,
                 evaluated,
                 strong_memory,
-                4 * strong,
-                strong_share,
+                4 * strong_saved,
+                strong_backward,
             )
         )
     rule = config.strong.preference
@@ -133,24 +137,32 @@ def estimate(prepared: Prepared, flops_per_second: float) -> list[StageEstimate]
                 rule.epochs * pairs,
                 evaluated + train["hard_train"] + pairs,
                 strong_memory,
-                4 * strong,
-                strong_share,
+                4 * strong_saved,
+                strong_backward,
             )
         )
     return lines
 
 
-def _size(prepared: Prepared, model: ModelConfig) -> tuple[int, float]:
-    """Parameters, and about which share of them is trained."""
+def _size(prepared: Prepared, model: ModelConfig) -> tuple[int, int, int]:
+    """Parameters of the model, those that are trained, and those that are written: an adapter, or all."""
     facts = prepared.facts[model.display_name]
-    return facts.n_parameters, trained_share(model, facts.n_layers)
+    saved = facts.n_parameters if model.lora is None else facts.n_trainable
+    return facts.n_parameters, facts.n_trainable, saved
+
+
+def _backward(prepared: Prepared, model: ModelConfig) -> float:
+    """FLOPs a parameter and token of the backward pass; through frozen weights to an adapter goes half of it."""
+    if model.lora is not None:
+        return BACKWARD / 2
+    return BACKWARD * trained_share(model, prepared.facts[model.display_name].n_layers)
 
 
 def peak_disk(lines: list[StageEstimate], prepared: Prepared) -> int:
     """Bytes on disk at most: all weights, and the checkpoints of the largest training while it runs."""
-    strong = prepared.facts[prepared.config.strong.model.display_name].n_parameters
+    _, trained, saved = _size(prepared, prepared.config.strong.model)
     # Two checkpoints are kept while a third is written: weights and two Adam moments in float32 each.
-    return sum(line.disk for line in lines) + 3 * 12 * strong
+    return sum(line.disk for line in lines) + 3 * (4 * saved + 8 * trained)
 
 
 def _training_tokens(split: EncodedSplit) -> int:

@@ -14,9 +14,10 @@ from ensemw2s.errors import ModelError
 from ensemw2s.models.classifier import empty_classifier
 from ensemw2s.models.files import check_weights_exist, config_problem, first_line, read_config
 from ensemw2s.models.layers import kept_layers, select_layers
+from ensemw2s.models.lora import with_adapters
 from ensemw2s.models.quiet import quiet
 from ensemw2s.models.sources import resolve_source
-from ensemw2s.models.trainable import n_frozen_layers
+from ensemw2s.models.trainable import trained_share
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ModelFacts:
         architecture: class name, for example ``LlamaForCausalLM``.
         n_layers: decoder layers.
         n_parameters: all parameters, shared ones once.
+        n_trainable: those that training changes: of adapters, of the upper layers (about), or all.
         n_compute_parameters: those without the token and position embeddings, the N of Kaplan et al. (2020),
             section 2.1; an output head of its own does not count either.
         hidden_size: width of the residual stream.
@@ -40,6 +42,7 @@ class ModelFacts:
     architecture: str
     n_layers: int
     n_parameters: int
+    n_trainable: int
     n_compute_parameters: int
     hidden_size: int
     vocab_size: int
@@ -65,14 +68,20 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
         select_layers(built, kept)
     if model.head == "classifier":
         empty_classifier(config)
-    n_frozen_layers(model, len(kept) if kept is not None else int(text_config.num_hidden_layers))
+    n_layers = len(kept) if kept is not None else int(text_config.num_hidden_layers)
+    total, trainable = n_parameters(built), round(trained_share(model, n_layers) * n_parameters(built))
+    embedded = _n_embedding_parameters(built)
     shape = built.config.get_text_config(decoder=True)
+    if model.lora is not None:
+        adapted = with_adapters(built, model.lora, model.display_name)
+        trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     return ModelFacts(
         display_name=model.display_name,
         architecture=type(built).__name__,
         n_layers=int(shape.num_hidden_layers),
-        n_parameters=n_parameters(built),
-        n_compute_parameters=n_parameters(built) - _n_embedding_parameters(built),
+        n_parameters=total,
+        n_trainable=trainable,
+        n_compute_parameters=total - embedded,
         hidden_size=int(shape.hidden_size),
         vocab_size=int(shape.vocab_size),
         max_positions=max_positions(built.config),

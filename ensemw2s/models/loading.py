@@ -9,13 +9,14 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.quantization_config import GgufConfig
 
-from ensemw2s.config import LoraConfig, ModelConfig
+from ensemw2s.config import ModelConfig
 from ensemw2s.errors import ModelError, ResourceError
 from ensemw2s.models.classifier import replace_head
 from ensemw2s.models.device import resolve_dtype
 from ensemw2s.models.files import check_weights_exist, first_line, once_per_file, read_config
 from ensemw2s.models.layers import kept_layers, select_layers
-from ensemw2s.models.quiet import quiet, without_reports
+from ensemw2s.models.lora import with_adapters
+from ensemw2s.models.quiet import quiet
 from ensemw2s.models.sources import ModelSource, resolve_source
 
 
@@ -110,7 +111,7 @@ def load_model(
             raise ValueError("a classifier needs the number of its classes")
         replace_head(loaded, n_classes)
     if for_training and model.lora is not None:
-        loaded = _with_adapters(loaded, model.lora, model.path, seed)
+        loaded = with_adapters(loaded, model.lora, model.path, seed)
     loaded = to_device(loaded, device, model.path)
     return ready_to_train(loaded, model, device) if for_training else loaded.eval()
 
@@ -196,28 +197,3 @@ def _plain_generation_config(old: Any) -> Any:
     return GenerationConfig(
         bos_token_id=old.bos_token_id, eos_token_id=old.eos_token_id, pad_token_id=old.pad_token_id
     )
-
-
-def _with_adapters(model: Any, lora: LoraConfig, name: str, seed: int) -> Any:
-    # peft is a second of import time that full fine-tuning does not need.
-    import peft
-
-    settings = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules
-        if isinstance(lora.target_modules, str)
-        else list(lora.target_modules),
-    )
-    # Drawn on the CPU before the model moves, so that every device starts from the same adapters.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        try:
-            with without_reports():
-                return peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
-        except ValueError as error:
-            raise ModelError(
-                f"lora.target_modules {lora.target_modules!r} do not fit model {name!r}: {first_line(error)}"
-            ) from error
