@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib.machinery
 import json
 import socket
 import subprocess
@@ -272,6 +273,26 @@ class TestConfig:
         assert on_ray["Ray"].status == "ok"
         assert on_ray["C++ compiler"].status == "bad"
         assert on_ray["GPUs"].status == "bad"
+
+    @pytest.mark.parametrize("installed", [True, False])
+    def test_what_a_second_stage_needs(
+        self,
+        installed: bool,
+        tmp_path: Path,
+        make_tiny: Callable[..., dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from ensemw2s.training import preference
+
+        found = importlib.machinery.ModuleSpec("trl", None) if installed else None
+        monkeypatch.setattr(preference.importlib.util, "find_spec", lambda name: found)
+        assert "preference" not in by_name(collect(config_from_mapping(make_tiny(tmp_path))))
+        data = make_tiny(tmp_path, strong__preference={}, labels={"keep_by": "agreement", "keep": 0.6})
+        check = by_name(collect(config_from_mapping(data)))["preference"]
+        assert check.status == ("ok" if installed else "bad")
+        if not installed:
+            assert check.detail == "strong.preference needs the package trl"
+            assert check.remedy == 'pip install "ensemw2s[preference]"'
 
 
 class TestOutput:

@@ -17,6 +17,7 @@ from ensemw2s.doctor.software import (
     check_demo_packages,
     check_gpus,
     check_packages,
+    check_preference,
     check_ray,
     check_trackers,
 )
@@ -42,6 +43,8 @@ def collect(config: ExperimentConfig | None = None, *, deep: bool = False) -> li
     checks.append(check_gpus(needed=runtime is not None and runtime.device == "cuda"))
     checks += check_packages()
     checks += check_trackers(runtime.log_to if runtime else ())
+    if config and config.strong.preference is not None:
+        checks.append(check_preference())
     if uses_ray:
         checks += check_ray(address, deep=deep)
     checks += [check_hub(), check_cache()]

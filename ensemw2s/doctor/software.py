@@ -12,6 +12,7 @@ from importlib import metadata
 from ensemw2s.cluster.address import why_unreachable
 from ensemw2s.doctor.check import Check
 from ensemw2s.engine.trackers import tracker_problem
+from ensemw2s.errors import ConfigError
 
 # Shown with their versions; whatever else is required is checked, too.
 _SHOWN = ("torch", "transformers", "ray", "deepspeed", "datasets", "peft", "numpy", "pydantic")
@@ -64,6 +65,18 @@ def check_trackers(names: Sequence[str]) -> list[Check]:
         else:
             checks.append(Check(name, "bad", f"runtime.log_to: {problem[0]}", problem[1]))
     return checks
+
+
+def check_preference() -> Check:
+    """What ``strong.preference`` needs; only looked for, not imported."""
+    from ensemw2s.training.preference import check_installed
+
+    try:
+        check_installed()
+    except ConfigError as error:
+        problem, _, remedy = str(error).partition(": ")
+        return Check("preference", "bad", problem, remedy)
+    return Check("preference", "ok", f"trl {_version('trl') or ''}".rstrip())
 
 
 def check_gpus(*, needed: bool) -> Check:
