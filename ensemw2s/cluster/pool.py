@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ensemw2s.cluster.failures import Failure, FailureCounts, FailureLimits, decide
 from ensemw2s.cluster.placement import SupervisorPlan
 from ensemw2s.cluster.remote_errors import failure_kind, first_line, last_line, unwrap
+from ensemw2s.cluster.supervisors import SupervisorActor
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.lost import member_of, what_it_did
 from ensemw2s.engine.pool import Pending
@@ -209,8 +210,6 @@ class RayPool:
         self._place = list(range(self.size))
 
     def _make(self, index: int) -> tuple[Any, Any]:
-        from ensemw2s.cluster.actors import SupervisorActor
-
         actor = (
             ray.remote(SupervisorActor)
             .options(

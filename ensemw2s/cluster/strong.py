@@ -14,6 +14,7 @@ from typing import Any
 
 from ensemw2s.cluster.away import Away, moved
 from ensemw2s.cluster.remote_errors import last_line
+from ensemw2s.cluster.supervisors import RemoteReport
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
 from ensemw2s.errors import ArtifactError, EnsemW2SError, WorkerFailure
@@ -260,7 +261,6 @@ def _train_one(
     import torch
     from ray.train.torch import get_device
 
-    from ensemw2s.cluster.actors import RemoteReport
     from ensemw2s.engine.bases import converted, training_flops
     from ensemw2s.engine.encoded import EncodedSplits
     from ensemw2s.engine.students import student_training_set
@@ -343,7 +343,6 @@ def _prefer_one(payload: dict[str, Any], task: StudentTask, mirror: Mirror | Non
     import ray.train
     from ray.train.torch import get_device
 
-    from ensemw2s.cluster.actors import RemoteReport
     from ensemw2s.engine.bases import converted
     from ensemw2s.engine.encoded import EncodedSplits
     from ensemw2s.engine.preferences import train_preferred

@@ -35,7 +35,7 @@ from ensemw2s.engine.preferences import STUDENT as PREFERENCE
 from ensemw2s.engine.preferences import preference_pairs
 from ensemw2s.engine.results import build_results, write_results
 from ensemw2s.engine.soft_labels import ensure_token_labels, labels_path, tokens_path
-from ensemw2s.engine.students import TEACHERS
+from ensemw2s.engine.students import TEACHERS, student_system
 from ensemw2s.engine.tasks import ModelRef, ProgressEvent, StudentTask, Until, cost
 from ensemw2s.engine.teaching import asks_teacher
 from ensemw2s.errors import MemberLost
@@ -377,16 +377,6 @@ def kept_ensemble(ctx: RunContext, records: list[MemberRecord]) -> Ensemble:
         tuple(f"member-{r.attempt:02d}" for r in kept),
         tuple(r.ref(ctx.run_dir) for r in kept),
         np.array([r.alpha for r in kept]),
-    )
-
-
-def student_system(ctx: RunContext, name: str) -> str:
-    """Name of a student's score files; a student with another's labels shares that one's."""
-    stage = ctx.store.done(f"student-{name}")
-    return (
-        f"student-{stage.info['same_as']}"
-        if stage is not None and "same_as" in stage.info
-        else f"student-{name}"
     )
 
 

@@ -32,7 +32,7 @@ from ensemw2s.engine.lost import sentence as lost_sentence
 from ensemw2s.engine.merging import voting_ensemble
 from ensemw2s.engine.other_votes import other_votes
 from ensemw2s.engine.preferences import SYSTEM as PREFERENCE
-from ensemw2s.engine.students import TEACHERS
+from ensemw2s.engine.students import TEACHERS, student_system
 from ensemw2s.engine.tasks import add_costs
 from ensemw2s.engine.unit_errors import build_units
 from ensemw2s.runs.store import write_atomic
@@ -76,8 +76,6 @@ PACKAGES = (
 
 def extra_systems(ctx: RunContext) -> dict[str, str]:
     """Those that this run has, and the names of their score files."""
-    from ensemw2s.engine.pipeline import student_system
-
     baselines = ctx.config.evaluation.baselines
     found: dict[str, str] = {}
     if "few_shot" in baselines:
@@ -91,8 +89,6 @@ def extra_systems(ctx: RunContext) -> dict[str, str]:
 
 def system_files(ctx: RunContext, ensemble: Ensemble) -> dict[str, str]:
     """Every system that is one model, and the name of its score files."""
-    from ensemw2s.engine.pipeline import student_system
-
     return {
         "weak_zero_shot": "weak-0",
         "weak_single": ensemble.systems[0],

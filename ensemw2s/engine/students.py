@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit, EncodedSplits
 from ensemw2s.engine.soft_labels import labels_path, read_token_labels, tokens_path
 from ensemw2s.engine.tasks import StudentTask
@@ -96,3 +97,13 @@ def _certain(data: EncodedSplit) -> list[tuple[np.ndarray, np.ndarray]]:
 def _voted(data: EncodedSplit, path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     soft = read_token_labels(path)
     return [(soft.ids[s.id], soft.probs[s.id]) for s in data.samples]
+
+
+def student_system(ctx: RunContext, name: str) -> str:
+    """Name of a student's score files; a student with another's labels shares that one's."""
+    stage = ctx.store.done(f"student-{name}")
+    return (
+        f"student-{stage.info['same_as']}"
+        if stage is not None and "same_as" in stage.info
+        else f"student-{name}"
+    )

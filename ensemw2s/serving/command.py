@@ -106,7 +106,7 @@ def serve_local(run_dir: Path | str, models: tuple[str, ...] | None, settings: S
     with listen(settings.host, settings.port) as listener:
         app = build_app(local_backend(run, settings), settings)
         server = uvicorn.Server(uvicorn_config(app, settings))
-        announce(list(run.ensembles), settings, listener.getsockname()[1])
+        print(settings.where(list(run.ensembles), listener.getsockname()[1]), file=sys.stderr)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -127,10 +127,3 @@ def uvicorn_config(app: Any, settings: ServeSettings) -> Any:
         ws="none",
         timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
     )
-
-
-def announce(models: Sequence[str], settings: ServeSettings, port: int) -> None:
-    """Where to ask."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    who = "requests from this machine only" if settings.api_keys is None else "an API key is needed"
-    print(f"serving {' and '.join(models)} at http://{host}:{port}/v1 ({who}); Ctrl-C stops", file=sys.stderr)

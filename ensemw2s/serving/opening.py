@@ -78,8 +78,8 @@ def open_run(run_dir: Path | str, models: tuple[str, ...] | None = None, *, lazy
         UserError: a name that does not exist.
     """
     from ensemw2s.engine.labeling import selected_ensemble
-    from ensemw2s.engine.pipeline import student_system
     from ensemw2s.engine.preferences import STUDENT as PREFERENCE
+    from ensemw2s.engine.students import student_system
 
     store = begun_run(run_dir, lazy=lazy)
     folder = store.folder

@@ -12,7 +12,6 @@ from typing import Any
 
 from ensemw2s.cluster.runner import ray_session
 from ensemw2s.errors import EnsemW2SError, UserError
-from ensemw2s.serving.command import announce
 from ensemw2s.serving.opening import open_run
 from ensemw2s.serving.settings import ServeSettings
 
@@ -36,7 +35,7 @@ def serve_on_ray(run_dir: Path | str, models: tuple[str, ...] | None, settings: 
     run.check_quorum(settings.quorum)
     with ray_session(run.ctx.config):
         started = deploy(run.place, tuple(run.ensembles), settings)
-        announce(list(run.ensembles), settings, settings.port)
+        print(settings.where(list(run.ensembles), settings.port), file=sys.stderr)
         try:
             threading.Event().wait()
         except (KeyboardInterrupt, SystemExit):

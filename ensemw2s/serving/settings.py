@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -89,6 +90,12 @@ class ServeSettings(Section):
     def on_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback(self.host)
+
+    def where(self, models: Sequence[str], port: int) -> str:
+        """Where to ask for these models, as a line."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        who = "requests from this machine only" if self.api_keys is None else "an API key is needed"
+        return f"serving {' and '.join(models)} at http://{host}:{port}/v1 ({who}); Ctrl-C stops"
 
     def check_exposure(self) -> None:
         """Refuse to listen to other machines without keys.

@@ -8,8 +8,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from ensemw2s.sweeps.trial import METRIC, trial_name
-from ensemw2s.sweeps.tuning import shown
+from ensemw2s.sweeps.trial import METRIC, shown, trial_name
 
 Say = Callable[[str], None]
 

@@ -22,7 +22,8 @@ from ensemw2s.runs.report_render import page
 from ensemw2s.runs.store import write_atomic
 from ensemw2s.settings import dump_config
 from ensemw2s.sweeps.config import Sweep
-from ensemw2s.sweeps.tuning import TrialOutcome, as_rows, shown
+from ensemw2s.sweeps.trial import shown
+from ensemw2s.sweeps.tuning import TrialOutcome, as_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 BEST = "best.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ensemw2s.cluster.shares import Share, in_one_process
@@ -51,3 +52,10 @@ def run_trial(values: dict[str, Any], sweep: Sweep, share: Share) -> None:
     selected = int(chosen["selected"])
     final = {"round": config.boosting.rounds, METRIC: float(chosen["scores"][selected - 1])}
     tune.report({**final, "members": selected, "finished": True, "failure": ""})
+
+
+def shown(value: Any) -> str:
+    """A value in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

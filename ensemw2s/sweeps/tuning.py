@@ -205,13 +205,6 @@ def search_algorithm(sweep: Sweep) -> Any:
     return BasicVariantGenerator(random_state=config.seed, max_concurrent=config.trials_at_once or 0)
 
 
-def shown(value: Any) -> str:
-    """A value in a table."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _outcome(result: Any) -> TrialOutcome:
     metrics = result.metrics or {}
     name = trial_name(str(metrics.get("trial_id", "unknown")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,8 +103,8 @@ class Decision:
 
     @property
     def logprob(self) -> float:
-        """Natural logarithm of the probability."""
-        return float(np.log(self.probability))
+        """Natural logarithm of the probability, -inf for 0 (a token that none of the members gives any)."""
+        return math.log(self.probability) if self.probability > 0.0 else -math.inf
 
 
 @dataclass(frozen=True)
