@@ -31,12 +31,13 @@ def compare(path: str, overrides: Sequence[str], *, dry_run: bool = False) -> in
         return 1
     from ensemw2s.comparisons.report import NOTES, notes, render_table, write_comparison
     from ensemw2s.comparisons.table import build_table
+    from ensemw2s.comparisons.votes import vote_tables
 
     first = next(iter(results.values()))[0]
     tests = [s for s in first["splits"] if s not in ("easy_train", "easy_val", "hard_train")]
     splits = [*tests, "easy_val"]
     tables = [build_table(comparison, results, folders, split) for split in splits]
-    write_comparison(comparison, tables, failed)
+    write_comparison(comparison, tables, vote_tables(results, tests), failed)
     for table in tables:
         print("\n".join([render_table(table, len(comparison.config.seeds)), *notes(table.split)]) + "\n")
     print("\n".join(NOTES))

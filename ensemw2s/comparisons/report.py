@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ensemw2s.comparisons.config import Comparison
 from ensemw2s.comparisons.table import SHARED, Difference, SplitTable, VariantRow
+from ensemw2s.comparisons.votes import VoteTable
 from ensemw2s.core.metrics import Interval
+from ensemw2s.runs.report_diagnostics import LABELS
 from ensemw2s.runs.report_format import flops, p_value, percent_interval
 from ensemw2s.runs.report_render import page
 from ensemw2s.runs.store import write_atomic
@@ -44,11 +46,18 @@ def notes(split: str) -> tuple[str, ...]:
     return (CHOSEN_ON,) if split == "easy_val" else ()
 
 
-def write_comparison(comparison: Comparison, tables: list[SplitTable], failed: dict[str, str]) -> None:
+def write_comparison(
+    comparison: Comparison, tables: list[SplitTable], votes: list[VoteTable], failed: dict[str, str]
+) -> None:
     """Write comparison.json and comparison.html into the comparison's folder; `failed` says which variants have no row."""
     folder = comparison.folder
     splits = [t.to_dict() for t in tables]
-    content = {"seeds": list(comparison.config.seeds), "splits": splits, "failed": failed}
+    content = {
+        "seeds": list(comparison.config.seeds),
+        "splits": splits,
+        "votes": [v.to_dict() for v in votes],
+        "failed": failed,
+    }
     write_atomic(folder / "comparison.json", json.dumps(content, indent=1) + "\n")
     html = page(
         TEMPLATES,
@@ -60,6 +69,10 @@ def write_comparison(comparison: Comparison, tables: list[SplitTable], failed: d
             {"split": t.split, "n": _count(t), "rows": cells(t), "notes": notes(t.split)} for t in tables
         ],
         notes=NOTES,
+        votes=[
+            {"split": _words(v.split), "header": ["vote", *v.variants], "rows": v.cells(), "notes": ()}
+            for v in votes
+        ],
         failed=failed,
         variants={
             name: ", ".join(f"{k}={json.dumps(v)}" for k, v in changes.items()) or "the experiment as it is"
@@ -67,6 +80,10 @@ def write_comparison(comparison: Comparison, tables: list[SplitTable], failed: d
         },
     )
     write_atomic(folder / "comparison.html", html)
+
+
+def _words(split: str) -> str:
+    return f"{split} (the labels)" if split == LABELS else split
 
 
 def render_table(table: SplitTable, seeds: int) -> str:

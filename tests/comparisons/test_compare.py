@@ -21,8 +21,10 @@ from ensemw2s.comparisons.command import claim
 from ensemw2s.comparisons.config import load_comparison
 from ensemw2s.comparisons.plan import check_variants
 from ensemw2s.comparisons.table import _single_flops
+from ensemw2s.comparisons.votes import vote_tables
 from ensemw2s.config import RuntimeConfig
 from ensemw2s.errors import ConfigError, RunDirectoryError, WorkerFailure
+from ensemw2s.runs.report_format import NOTHING
 
 MakeConfig = Callable[..., dict[str, Any]]
 FILE = {
@@ -118,7 +120,8 @@ def test_the_table_is_the_mean_of_the_runs(compared: Path) -> None:
             (row["student"]["value"] - single)
             / (table["shared"]["Ceiling (true hard labels)"]["value"] - single)
         )
-    assert (folder / "comparison.html").read_text().count('<th scope="row">') == 2 * (6 + 4)
+    votes = html.index("Other ways to vote")
+    assert html[:votes].count('<th scope="row">') == 2 * (6 + 4)
 
 
 def test_equal_work_is_done_once(compared: Path) -> None:
@@ -192,6 +195,43 @@ def test_what_no_variant_can_do_is_said_before_anything_runs(
         assert cli.main(["compare", str(path), *more]) == 2
         assert "variant 'merged': vote.combine weights makes one of members" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_other_ways_to_vote_are_the_means_of_the_runs(compared: Path) -> None:
+    folder = compared.parent / "runs" / "ways"
+    labels, test = json.loads((folder / "comparison.json").read_text())["votes"]
+    assert (labels["split"], test["split"]) == ("hard_train", "test")
+    assert labels["variants"] == ["boosted", "uniform", "bagged"]
+    runs = [
+        [
+            json.loads((folder / "runs" / f"variant-{i:02d}-seed-{s}" / "results.json").read_text())
+            for s in (3, 4)
+        ]
+        for i in range(3)
+    ]
+    by_vote = {row["vote"]: row["accuracy"] for row in labels["rows"]}
+    assert len(by_vote) == 12
+    own = ("weighted by the member weights", "equal weights", "weighted by the member weights")
+    for i, name in enumerate(own):
+        expected = np.mean([r["label_accuracy"]["ensemble"]["value"] for r in runs[i]])
+        assert by_vote[name][i] == pytest.approx(expected)
+    # The same members.
+    assert [row["accuracy"][0] for row in test["rows"]] == [row["accuracy"][1] for row in test["rows"]]
+    html = (folder / "comparison.html").read_text()
+    assert html.count("best member on easy_val") == 2
+
+
+def test_no_ways_to_vote_where_a_run_has_none() -> None:
+    assert vote_tables({"a": [{"diagnostics": {"votes": []}}], "b": [{}]}, ["test"]) == []
+    rows = [
+        {"label_model": name, "calibrate": False, "splits": {"test": {"accuracy": 0.5}}}
+        for name in ("glad", "uniform")
+    ]
+    results = {"a": [{"diagnostics": {"votes": rows}}, {"diagnostics": {"votes": rows[1:]}}], "b": [{}]}
+    labels, test = vote_tables(results, ["test"])
+    # Where not all runs of a variant have it there is no mean; "b" has one model.
+    assert (test.variants, test.rows) == (("a",), (("equal weights", (0.5,)),))
+    assert labels.cells() == [["equal weights", NOTHING]]
 
 
 def test_flops_of_the_single_model_are_those_of_the_first_member_that_was_kept() -> None:
