@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.answers import Answers
 from ensemw2s.engine.preferences import pairs_of
-from ensemw2s.engine.tasks import Pair
+from ensemw2s.engine.results import comparable
+from ensemw2s.engine.tasks import Pair, ProgressEvent
 from ensemw2s.errors import ConfigError
+from ensemw2s.runs import remote_lock
 from ensemw2s.serving.opening import open_run
+from tests.s3_server import S3
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -137,3 +141,25 @@ def test_free_answers_have_no_choices_to_compare(
     }
     with pytest.raises(ConfigError, match="this data has none"):
         run(make_tiny(tmp_path, **changes))
+
+
+def test_a_second_stage_goes_on_from_a_bucket_on_another_machine(
+    s3: S3, make_tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted before it; the machine that goes on has nothing of the first one's disk."""
+    expected = json.loads((run(make_tiny(tmp_path, **SECOND)) / "results.json").read_text())
+    monkeypatch.setattr(remote_lock, "LEASE_SECONDS", 2.0)
+    config = {**make_tiny(tmp_path, **SECOND), "runs_dir": s3.uri(f"{s3.bucket()}/runs")}
+
+    def on(machine: str) -> ExperimentConfig:
+        runtime = {**config["runtime"], "work_dir": str(tmp_path / machine)}
+        return ExperimentConfig.model_validate({**config, "runtime": runtime})
+
+    def interrupt(event: ProgressEvent) -> None:
+        if event.task == "committed student-ensemble":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.run(on("first"), progress=interrupt)
+    shutil.rmtree(tmp_path / "first")
+    assert comparable(api.run(on("second")).results) == comparable(expected)
