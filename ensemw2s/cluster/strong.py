@@ -263,7 +263,7 @@ def _train_one(
 
     from ensemw2s.engine.bases import converted, training_flops
     from ensemw2s.engine.encoded import EncodedSplits
-    from ensemw2s.engine.students import student_training_set
+    from ensemw2s.engine.students import student_training, student_training_set
     from ensemw2s.models.device import describe_device, resolve_dtype
     from ensemw2s.models.loading import load_model, load_tokenizer
     from ensemw2s.models.storage import save_model
@@ -274,7 +274,10 @@ def _train_one(
     from ensemw2s.training.plan import BatchPlan
 
     config: ExperimentConfig = payload["config"]
-    model_config, training = converted(payload["run_dir"], config.strong.model), config.strong.training
+    model_config, training = (
+        converted(payload["run_dir"], config.strong.model),
+        student_training(config, task),
+    )
     device = get_device()
     report_progress = RemoteReport(payload["coordinator"])
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ensemw2s.comparisons.config import Comparison
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.core.metrics import (
     Interval,
     accuracy_interval,
@@ -19,7 +20,6 @@ from ensemw2s.core.metrics import (
     pgr_interval,
 )
 from ensemw2s.core.multiple import holm
-from ensemw2s.engine.answers import normalize_answer
 from ensemw2s.errors import ArtifactError
 
 SHARED = (

@@ -143,7 +143,10 @@ def shared_errors(
         learned = None if taught is None else int((here & taught[0]).sum())
         corrected = None if taught is None else int((here & taught[1]).sum())
         other = None if learned is None or corrected is None else n - learned - corrected
-        both = None if labels is None or taught is None else int((here & labels[0] & taught[0]).sum())
+        both = None
+        if labels is not None and taught is not None:
+            # Of two groups of one size the student may give the other one's answer.
+            both = int((here & labels[0] & taught[0] & (np.asarray(label) == np.asarray(student))).sum())
         rows.append(SharedErrors(size, n, labelled, learned, corrected, other, both))
     return rows
 

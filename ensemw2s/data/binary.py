@@ -58,7 +58,7 @@ def boolq(row: Row) -> Row:
 
 def amazon_polarity(row: Row) -> Row:
     """Title and text of a review; positive or negative."""
-    text = f"{row['title'] or ''} {row['content']}".strip()
+    text = f"{row['title'] or ''} {row['content'] or ''}".strip()
     return {"question": text, "choices": list(SENTIMENT), "answer": row["label"]}
 
 
@@ -83,8 +83,12 @@ def _statement(
 ) -> Row:
     """One true or false statement; wrong answers are those of `answers` that are neither blank nor the right one."""
     wrong = sorted({a for a in answers if a is not None and a.strip() and a != right})
-    key = content_id("\n".join(parts.values()), [right, *wrong])
-    is_right = not wrong or (may_be_right and stable_hash(f"truth:{key}") % 2 == 1)
+    asked = "\n".join(parts.values())
+    key = content_id(asked, [right, *wrong])
+    # A question that stands twice with other distractors has one coin. Where no question is asked (a dialogue is an answer) the
+    # answers are all there is.
+    coin = asked or key
+    is_right = not wrong or (may_be_right and stable_hash(f"truth:{coin}") % 2 == 1)
     answer = right if is_right else wrong[stable_hash(f"wrong:{key}") % len(wrong)]
     return {
         "question": template.format(**parts, answer=answer),

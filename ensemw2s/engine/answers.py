@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.data.samples import Sample
 from ensemw2s.engine.aligned import AlignedSplit
 from ensemw2s.engine.byte_generation import ByteDecoder
@@ -61,11 +60,6 @@ class Answers:
     values: tuple[int | str, ...]
     confidence: np.ndarray
     shares: np.ndarray | None = None
-
-
-def normalize_answer(text: str) -> str:
-    """For exact match: NFKC, case folded, white space collapsed, a final full stop dropped."""
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold().rstrip(".")
 
 
 def correct(samples: list[Sample], answers: Answers) -> np.ndarray:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.answers import Ensemble, ensure_generated, normalize_answer
+from ensemw2s.engine.answers import Ensemble, ensure_generated
 from ensemw2s.engine.checks import label_correct, taught_rows
 from ensemw2s.engine.context import FEW_SHOT, RunContext
 from ensemw2s.engine.pool import SupervisorPool

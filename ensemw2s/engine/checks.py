@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.core.metrics import Interval, accuracy_interval, paired_bootstrap
 from ensemw2s.engine.answers import (
     Answers,
@@ -14,7 +15,6 @@ from ensemw2s.engine.answers import (
     correct,
     ensemble_answers,
     model_answers,
-    normalize_answer,
 )
 from ensemw2s.engine.context import RunContext
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ensemw2s.core.calibration import expected_calibration_error, reliability_table
 from ensemw2s.core.diversity import imitation, pairwise_diversity, shared_errors
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.core.metrics import paired_bootstrap
 from ensemw2s.engine.answers import (
     Answers,
@@ -20,7 +21,6 @@ from ensemw2s.engine.answers import (
     correct,
     ensemble_answers,
     model_answers,
-    normalize_answer,
 )
 from ensemw2s.engine.checks import label_correct
 from ensemw2s.engine.context import RunContext

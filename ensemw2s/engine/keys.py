@@ -13,6 +13,7 @@ from typing import Any
 
 from ensemw2s.config import ExperimentConfig, ModelConfig
 from ensemw2s.engine.soft_labels import labels_path, tokens_path
+from ensemw2s.engine.students import student_training
 from ensemw2s.engine.tasks import MemberTask, ModelRef, StudentTask
 from ensemw2s.models.sources import ModelSource, resolve_source
 from ensemw2s.runs.cache import content_key
@@ -131,7 +132,7 @@ class WorkKeys:
                 "work": "student",
                 "where": [*self._where, self._trainer],
                 "model": self._model(ModelRef("strong")),
-                "training": self._config.strong.training.model_dump(mode="json"),
+                "training": student_training(self._config, task).model_dump(mode="json"),
                 "split": self._split(task.split),
                 "seed": task.seed,
                 "labels": list(task.labels),

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.config.models import StrongTrainingConfig
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit, EncodedSplits
 from ensemw2s.engine.soft_labels import labels_path, read_token_labels, tokens_path
@@ -107,3 +108,12 @@ def student_system(ctx: RunContext, name: str) -> str:
         if stage is not None and "same_as" in stage.info
         else f"student-{name}"
     )
+
+
+def student_training(config: ExperimentConfig, task: StudentTask) -> StrongTrainingConfig:
+    """How a student is trained. The ceiling and the student of the easy labels have the truth, and are fine-tuned on it plainly where
+    the others are told to trust themselves against doubtful labels (Burns et al. 2023, arXiv 2312.09390, sections 3 and 4.3.2)."""
+    training = config.strong.training
+    if training.loss == "confidence" and task.name in ("ceiling", "on_easy"):
+        return training.model_copy(update={"loss": "cross_entropy", "loss_options": {}})
+    return training

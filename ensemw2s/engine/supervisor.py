@@ -25,7 +25,7 @@ from ensemw2s.engine.decoding.worker import SessionLost as SessionLost
 from ensemw2s.engine.encoded import NO_TEXT, EncodedSplits
 from ensemw2s.engine.held import HeldModels
 from ensemw2s.engine.preferences import train_preferred
-from ensemw2s.engine.students import student_training_set
+from ensemw2s.engine.students import student_training, student_training_set
 from ensemw2s.engine.tasks import (
     MemberTask,
     ModelRef,
@@ -123,7 +123,7 @@ class WeakSupervisor:
         data = student_training_set(*given)
         ref = ModelRef("strong", 0, task.output)
         return self._train(
-            f"student {task.name}", ref, data, self._config.strong.training, task.seed, task.scratch
+            f"student {task.name}", ref, data, student_training(self._config, task), task.seed, task.scratch
         )
 
     def _train(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.runs.report_format import printable, shorten
 from ensemw2s.runs.report_systems import BY_KEY, SYSTEMS
 
@@ -81,17 +80,10 @@ def disagreements(predictions: pa.Table, task: str, per_side: int = 5) -> list[D
 
 
 def same_answer(answer: str | None, truth: str, task: str) -> bool:
-    """The rule by which runs score: the very choice; or, for free answers, exact match after normalizing.
-
-    Normalizing is NFKC, case folded, white space collapsed, a final full stop dropped.
-    """
+    """The rule by which runs score: the very choice; or, for free answers, exact match after normalizing."""
     if answer is None or task == "multiple_choice":
         return answer == truth
-    return _normalized(answer) == _normalized(truth)
-
-
-def _normalized(text: str) -> str:
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold().rstrip(".")
+    return normalize_answer(answer) == normalize_answer(truth)
 
 
 def _example(row: Mapping[str, Any], task: str) -> Example:

@@ -178,6 +178,12 @@ class TestBinarySets:
         turned = SCIQ | {"distractor1": SCIQ["distractor3"], "distractor3": SCIQ["distractor1"]}
         assert sciq_binary(turned) == sciq_binary(SCIQ)
 
+    def test_a_question_that_stands_twice_has_one_coin(self) -> None:
+        for i in range(20):
+            row = SCIQ | {"question": f"What pumps blood, {i}?"}
+            others = row | {"distractor1": "the toe", "distractor2": "the ear"}
+            assert sciq_binary(row)["answer"] == sciq_binary(others)["answer"]
+
     def test_cosmosqa(self) -> None:
         seen = set()
         for i in range(60):
@@ -212,6 +218,7 @@ class TestBinarySets:
         }
         assert amazon_polarity(row) == expected
         assert amazon_polarity(row | {"title": None})["question"] == "My lovely Pat has it."
+        assert amazon_polarity(row | {"content": None})["question"] == "Great CD"
 
     def test_anthropic_hh(self) -> None:
         made = [

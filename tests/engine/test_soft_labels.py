@@ -214,6 +214,26 @@ def test_a_loss_by_name_reaches_the_student(make_tiny: MakeConfig, tmp_path: Pat
     assert first == pytest.approx(float(uniform) / len(data.targets[0]), rel=0.1)
 
 
+def test_the_confidence_loss_is_for_students_of_doubtful_labels(
+    make_tiny: MakeConfig, tmp_path: Path
+) -> None:
+    """The ceiling and the student of the easy labels are those of a run with cross-entropy."""
+    losses = []
+    for name, changes in (("plain", {}), ("confident", confidence("strong", warmup=0.0))):
+        folder = tmp_path / name
+        folder.mkdir()
+        ctx = finished(make_tiny(folder, **{**SETTINGS, "boosting": {"rounds": 1}, **changes}))
+        found = {
+            who: ctx.store.require(f"student-{who}").info["losses"]
+            for who in ("single", "ceiling", "on_easy")
+        }
+        losses.append(found)
+    plain, confident = losses
+    assert confident["ceiling"] == plain["ceiling"]
+    assert confident["on_easy"] == plain["on_easy"]
+    assert confident["single"] != plain["single"]
+
+
 def confidence(side: str, **options: Any) -> dict[str, Any]:
     return {f"{side}__training__loss": "confidence", f"{side}__training__loss_options": options}
 

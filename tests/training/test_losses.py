@@ -205,7 +205,7 @@ class TestThresholds:
     def test_half_of_a_balanced_batch(self) -> None:
         p1 = torch.tensor([0.9, 0.6, 0.8, 0.7])
         weak = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2)
-        thresholds = class_thresholds(torch.stack([1 - p1, p1], -1), weak).exp()
+        thresholds = class_thresholds(torch.stack([1 - p1, p1], -1).double().log(), weak).exp()
         torch.testing.assert_close(thresholds, torch.tensor([0.25, 0.75], dtype=torch.float64))
 
     @pytest.mark.parametrize("ones", range(11))
@@ -214,7 +214,7 @@ class TestThresholds:
         weak = torch.zeros(10, 2)
         weak[:ones, 1], weak[ones:, 0] = 1.0, 1.0
         probs = torch.stack([1 - p1, p1], -1)
-        chosen = (probs.log() - class_thresholds(probs, weak)).argmax(-1)
+        chosen = (probs.log() - class_thresholds(probs.log(), weak)).argmax(-1)
         assert int(chosen.sum()) == ones
         if 0 < ones < 10:
             assert p1[chosen == 1].min() > p1[chosen == 0].max()
@@ -222,7 +222,7 @@ class TestThresholds:
     def test_counts_are_whole_and_add_up(self) -> None:
         # 3 rows of 1/3 each for four classes: no class would get a row by plain rounding.
         probs = torch.eye(4)[:3] * 0.4 + 0.15
-        thresholds = class_thresholds(probs, torch.full((3, 4), 0.25))
+        thresholds = class_thresholds(probs.log(), torch.full((3, 4), 0.25))
         assert int(torch.isfinite(thresholds).sum()) == 3
         assert thresholds[3] == torch.inf
 
@@ -286,8 +286,26 @@ class TestConfidence:
         plain = make_loss("cross_entropy")(logits, targets, state)
         assert torch.equal(ours[2], plain[2])
         # The threshold was set by the three positions of a class: two of class 2, one of class 3.
-        share = logits[[0, 1, 3]][:, [2, 3]].softmax(-1)
+        share = logits[[0, 1, 3]][:, [2, 3]].double().log_softmax(-1)
         torch.testing.assert_close(state.prepared, class_thresholds(share, torch.eye(2)[[0, 1, 0]]))
+
+    @pytest.mark.parametrize(
+        ("logits", "labels", "hardened"),
+        [
+            # Margins of more than 103 nats, at which a probability in single precision is 0.
+            ([[120.0, 0], [130, 0], [140, 0], [125, 0]], [1, 0, 0, 1], [1, 0, 0, 1]),
+            ([[120.0, 0, 0], [0, 120, 0], [0, 0.5, -200], [1, 0, -200]], [0, 1, 2, 0], [0, 1, 1, 0]),
+        ],
+    )
+    def test_very_sure_predictions_are_hardened_by_their_order(
+        self, logits: list[list[float]], labels: list[int], hardened: list[int]
+    ) -> None:
+        loss = make_loss(
+            "confidence", {"classes": tuple(range(len(logits[0]))), "warmup": 0.0, "alpha_max": 1.0}
+        )
+        said, targets = torch.tensor(logits), targets_of(labels)
+        ours = loss(said, targets, prepare_batch(loss, [(said, targets)], 0.0))
+        torch.testing.assert_close(ours, -said.log_softmax(-1)[range(4), hardened])
 
     def test_free_text_hardens_where_the_student_is_surest(self) -> None:
         logits = torch.tensor([[4.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [0, 0, 3.0, 0, 0], [0, 0, 0, 0, 2.0]])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ensemw2s.core.difficulty import disagreement_rating
+from ensemw2s.core.exact_match import normalize_answer
 from ensemw2s.core.label_models import ChoiceVotes
 from ensemw2s.data.samples import Sample, question_key
-from ensemw2s.engine.answers import Ensemble, normalize_answer
+from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.boosting import load_records
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.labeling import generate_answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -83,8 +84,8 @@ class ConfidenceAuxiliary(TokenLoss):
         ids = self._ids(logits)
         weak, among = self._weak(targets, ids)
         counts = counts & among
-        student = logits.index_select(-1, ids).softmax(-1)
-        return torch.cat([student[counts], weak[counts]], -1)
+        student = _log_softmax(logits, ids)
+        return torch.cat([student[counts], weak[counts].double()], -1)
 
     def prepare(self, statistics: Tensor) -> Any:
         if self.classes is None:
@@ -100,8 +101,7 @@ class ConfidenceAuxiliary(TokenLoss):
             best = logits.max(-1)
             return best.indices, (best.values - logits.logsumexp(-1)).double() > thresholds
         ids = self._ids(logits)
-        student = logits.index_select(-1, ids).softmax(-1).double().log()
-        return ids[(student - thresholds).argmax(-1)], self._weak(targets, ids)[1]
+        return ids[(_log_softmax(logits, ids) - thresholds).argmax(-1)], self._weak(targets, ids)[1]
 
     def _ids(self, logits: Tensor) -> Tensor:
         return torch.tensor(self.classes, device=logits.device)
@@ -135,7 +135,12 @@ def _token_ids(given: Any) -> tuple[int, ...]:
     return ids
 
 
-def class_thresholds(probs: Tensor, weak: Tensor) -> Tensor:
+def _log_softmax(logits: Tensor, ids: Tensor) -> Tensor:
+    """(..., K) float64 log-probabilities of the classes among themselves; in float32 a probability may be 0, and has no logarithm."""
+    return logits.index_select(-1, ids).double().log_softmax(-1)
+
+
+def class_thresholds(logprobs: Tensor, weak: Tensor) -> Tensor:
     """Log-thresholds (K,) float64 that harden a batch's predictions to the classes' frequencies among the weak labels.
 
     Class k gets n_k of the n rows, n_k as near as whole numbers allow to n times its mean weak probability, and its
@@ -146,28 +151,28 @@ def class_thresholds(probs: Tensor, weak: Tensor) -> Tensor:
     frequencies nearly.
 
     Args:
-        probs: (n, K) the student's probabilities.
+        logprobs: (n, K) logarithms of the student's probabilities.
         weak: (n, K) the weak labels, hard or soft; rows sum to 1.
 
     Returns:
         (K,) log t_k; +inf for a class that gets no row, -inf for one that gets all.
     """
-    n, n_classes = probs.shape
+    n, n_classes = logprobs.shape
     wanted = weak.double().mean(0) * n
     counts = wanted.floor()
     missing = n - int(counts.sum())
     # Largest remainders first, ties to the lowest class: the counts add up to n.
     order = sorted(range(n_classes), key=lambda k: (-float((wanted - counts)[k].round(decimals=9)), k))
     counts[order[:missing]] += 1.0
-    ranked = probs.double().sort(0, descending=True).values
-    logs = torch.empty(n_classes, dtype=torch.float64, device=probs.device)
+    ranked = logprobs.double().sort(0, descending=True).values
+    logs = torch.empty(n_classes, dtype=torch.float64, device=logprobs.device)
     for k, count in enumerate(int(c) for c in counts):
         if count == 0:
             logs[k] = torch.inf
         elif count == n:
             logs[k] = -torch.inf
         else:
-            logs[k] = (0.5 * (ranked[count - 1, k] + ranked[count, k])).log()
+            logs[k] = torch.logaddexp(ranked[count - 1, k], ranked[count, k]) - math.log(2.0)
     return logs
 
 
