@@ -12,7 +12,7 @@ from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.votes import VoteRule, read_scores, vote
 
-#: Ways to vote that are compared. A temperature changes no member's own choice, so that the others stay as they are.
+#: Ways to vote that are compared. A temperature changes no member's own choice: for those that count choices it moves ties alone.
 RULES = tuple(
     VoteRule(name, calibrate)
     for name in LABEL_MODELS
