@@ -313,11 +313,11 @@ def test_state_goes_through_rounds():
     np.testing.assert_array_equal(state.weights, np.full(4, 0.25))
     state = state.update([True, False, False, False], math.log(3.0))
     np.testing.assert_allclose(state.weights, [0.5, 1 / 6, 1 / 6, 1 / 6])
-    state = state.drop().update([False, True, False, False], 0.5, 1.5, error=0.3)
+    state = state.drop().drop().update([False, True, False, False], 0.5, 1.5, error=0.3)
     assert state.weights.max() <= 1.5 / 4
     np.testing.assert_array_equal(state.alphas, [math.log(3.0), 0.5])
     np.testing.assert_array_equal(state.errors, [0.25, 0.3])
-    assert state.drops == 1
+    assert state.drops == 2
 
 
 def test_state_refuses_a_useless_member():

@@ -170,6 +170,8 @@ class TestTemperature:
         offsets = [0, 2, 4]
         all_right = fit_temperature([1.0, 0.0, 2.0, 0.0], offsets, [0, 0])
         assert (all_right.temperature, all_right.at_bound) == (pytest.approx(0.05), True)
+        plain = (math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-2.0))) / 2
+        assert all_right.nll_before == pytest.approx(plain)
         all_wrong = fit_temperature([1.0, 0.0, 2.0, 0.0], offsets, [1, 1], highest=9.0)
         assert (all_wrong.temperature, all_wrong.at_bound) == (pytest.approx(9.0), True)
         silent = fit_temperature([1.0, 1.0, 2.0, 2.0], offsets, [0, 1])
@@ -178,6 +180,13 @@ class TestTemperature:
     def test_a_choice_without_probability(self):
         with_zero = fit_temperature([*np.log([0.8, 0.2]), -math.inf] * 4, np.arange(0, 13, 3), [0, 0, 0, 1])
         assert with_zero.temperature == pytest.approx(math.log(4) / math.log(3), rel=1e-8)
+        # Also at the highest temperature, where everything else is nearly even.
+        scores, ruled_out = [1.0, 0.0, 2.0, 0.0], [1.0, 0.0, -math.inf, 2.0, 0.0, -math.inf]
+        without = fit_temperature(scores, [0, 2, 4], [1, 1])
+        assert without.at_bound
+        assert fit_temperature(ruled_out, [0, 3, 6], [1, 1]).nll_after == pytest.approx(
+            without.nll_after, abs=1e-12
+        )
         with pytest.raises(ValueError, match="probability 0"):
             fit_temperature([-math.inf, 0.0], [0, 2], [0])
 

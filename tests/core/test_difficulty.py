@@ -79,6 +79,10 @@ class TestOutOfFold:
             ),
             ([part(0, "cd", "ab", [0.5, 0.5])], "2 of 4 samples are rated by no fold, such as 'c'"),
             ([part(0, "cd", "abx", [0.5] * 3)], "unknown samples, such as 'x'"),
+            (
+                [part(0, "cdx", "ab", [0.5, 0.5]), part(1, "ab", "cd", [0.5, 0.5])],
+                "unknown samples, such as 'x'",
+            ),
             ([part(0, "cd", "ab", [0.5])], "one confidence for each of its 2 samples"),
             ([part(0, "cd", "ab", [0.5, 1.5])], r"must lie in \[0, 1\]"),
             ([part(0, "cd", "ab", [0.5, math.nan])], r"must lie in \[0, 1\]"),
@@ -123,6 +127,26 @@ class TestDisagreement:
         np.testing.assert_allclose(disagreement_rating(votes), [expected])
         np.testing.assert_allclose(disagreement_rating(votes, "pairs"), [2 / 3])
 
+    @pytest.mark.parametrize(
+        ("sure_of", "n_choices", "expected"),
+        [
+            # As far apart as so many members can be on so many choices.
+            ([0, 1], 3, 1.0),
+            ([0, 0, 1], 2, 1.0),
+            ([0, 0, 1, 2], 3, 1.0),
+            # Two and two: log 2, where two, one and one would be 1.5 log 2.
+            ([0, 0, 1, 1], 3, 2 / 3),
+        ],
+    )
+    def test_the_unit_is_the_largest_disagreement_that_there_can_be(self, sure_of, n_choices, expected):
+        votes = ChoiceVotes.from_probs(np.eye(n_choices)[sure_of], [0, n_choices], np.ones(len(sure_of)))
+        np.testing.assert_allclose(disagreement_rating(votes), [expected])
+
+    @pytest.mark.parametrize("how", ["jensen_shannon", "pairs"])
+    def test_every_member_counts_alike(self, how):
+        votes = [ChoiceVotes.from_probs(np.eye(2), [0, 2], alphas) for alphas in ([1.0, 1.0], [3.0, 1.0])]
+        np.testing.assert_array_equal(*(disagreement_rating(v, how) for v in votes))
+
     def test_refuses_one_member_and_unknown_ways(self):
         votes = ChoiceVotes.from_probs([[0.5, 0.5]], [0, 2], [1.0])
         with pytest.raises(ValueError, match="at least 2 members"):
@@ -157,6 +181,11 @@ class TestSplit:
         assert (mask.tolist(), threshold) == ([True, True, True, False], 0.2)
         mask, threshold = easy_hard_split([0.1, 0.2, 0.2, 0.9], threshold=0.15)
         assert (mask.tolist(), threshold) == ([True, False, False, False], 0.15)
+
+    def test_a_share_of_whole_samples_is_not_rounded_up(self):
+        assert 0.07 * 100 > 7  # the trap
+        mask, threshold = easy_hard_split(np.arange(100.0), quantile=0.07)
+        assert (mask.sum(), threshold) == (7, 6.0)
 
     @pytest.mark.parametrize(
         ("values", "options", "message"),

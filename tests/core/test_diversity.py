@@ -68,6 +68,18 @@ def test_shared_errors_by_hand():
     assert (by_size[0]["learned"], by_size[0]["corrected"]) == (0, 1)
 
 
+def test_learned_and_labelled_is_counted_question_by_question():
+    # Two members agree on a wrong answer twice: the label is it once, and the student gives it the other time.
+    row = shared_errors([[1, 1], [1, 1]], [0, 0], label=[1, 0], student=[0, 1])[2]
+    assert (row.labelled, row.learned, row.learned_labelled) == (1, 1, 0)
+
+
+def test_an_error_is_learned_from_the_label_only_where_it_is_the_labels_own():
+    # Each member has a wrong answer of its own: the label is the first one's, the student gives the other one's.
+    row = shared_errors([[1], [2]], [0], label=[1], student=[2])[1]
+    assert (row.labelled, row.learned, row.learned_labelled) == (1, 1, 0)
+
+
 def test_texts_and_missing_parts():
     rows = shared_errors([["a", "b"], ["a", "c"]], ["x", "b"], label=["a", "b"])
     assert [(r.members, r.questions, r.labelled, r.learned) for r in rows] == [
@@ -106,6 +118,8 @@ def test_imitation_by_hand():
     teacher, student = [True, True, False, False, False], [True, False, False, True, False]
     same = [True, False, True, False, False]
     assert imitation(teacher, student, same) == Imitation(3, 1, 1, 1, 2, 1)
+    # Both are right, each in its own words.
+    assert imitation([True], [True], [False]) == Imitation(0, 0, 0, 0, 1, 0)
 
 
 @pytest.mark.parametrize(

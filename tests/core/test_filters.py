@@ -16,6 +16,9 @@ def test_agreement_by_hand():
     probs = [[0.9, 0.1, 0.9, 0.1], [0.8, 0.2, 0.2, 0.8], [0.6, 0.4, 0.3, 0.7], [0.6, 0.4, 0.6, 0.4]]
     votes = ChoiceVotes.from_probs(probs, [0, 2, 4], np.ones(4))
     np.testing.assert_allclose(agreement(votes, [0, 1]), [1.0, 0.5])
+    # Every member counts alike, whatever its weight.
+    two = ChoiceVotes.from_probs([[0.9, 0.1], [0.2, 0.8]], [0, 2], [3.0, 1.0])
+    np.testing.assert_allclose(agreement(two, [0]), [0.5])
     with pytest.raises(ValueError, match="choice of question 1"):
         agreement(votes, [0, 2])
 
@@ -26,7 +29,8 @@ def test_share_and_threshold_by_hand():
     np.testing.assert_array_equal(keep_best(values, share=0.51), [False, True, True, True])
     np.testing.assert_array_equal(keep_best(values, threshold=0.5), [False, True, True, True])
     assert not keep_best(values, threshold=0.95).any()
-    assert keep_best(np.zeros(10), share=0.3).sum() == 3
+    # 0.07 * 100 is a little more than 7 in binary.
+    assert keep_best(np.zeros(100), share=0.07).sum() == 7
 
 
 def test_ties_go_by_the_second_value_then_by_id_not_by_place():
@@ -39,6 +43,8 @@ def test_ties_go_by_the_second_value_then_by_id_not_by_place():
     )
     np.testing.assert_array_equal(kept[order], again)
     np.testing.assert_array_equal(keep_best([0.5] * 4, share=0.5), [True, True, False, False])
+    # Ids may themselves be in an order of difficulty: the hash of "a" begins with ca, that of "b" with 3e.
+    np.testing.assert_array_equal(keep_best([0.5, 0.5], share=0.5, ids=["a", "b"]), [False, True])
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=20), st.floats(0.01, 1.0))

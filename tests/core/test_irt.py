@@ -109,6 +109,14 @@ def test_auto_takes_rasch_for_a_small_pool_and_2pl_refuses_it():
     assert fit_irt(responses, "auto").model == "rasch"
     with pytest.raises(ValueError, match="at least min_models=30 models, got 5"):
         fit_irt(responses, "2pl")
+    assert fit_irt(responses, "auto", min_models=5).model == "2pl"
+
+
+def test_steps_are_few():
+    """Newton's for rasch, those of scoring for 2pl: a step in another direction also climbs, more slowly."""
+    responses = (np.random.default_rng(3).random((12, 30)) < 0.5).astype(float)
+    assert len(fit_irt(responses, tolerance=1e-12).log_posteriors) <= 8
+    assert len(fit_irt(responses, "2pl", min_models=12, tolerance=1e-12).log_posteriors) <= 60
 
 
 @pytest.mark.parametrize(

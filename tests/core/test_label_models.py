@@ -109,6 +109,13 @@ def test_plurality_counts_members_and_breaks_ties_by_probability():
     assert even.choice[0] == 0
 
 
+def test_probabilities_never_outweigh_a_vote_in_plurality():
+    # Three votes against two, though the mean probability of the two's choice is 0.6 and that of the three's 0.2.
+    probs = [[0.34, 0.33, 0.33]] * 3 + [[0.0, 1.0, 0.0]] * 2
+    labels = plurality(ChoiceVotes.from_probs(probs, [0, 3], np.ones(5)))
+    assert (labels.choice[0], labels.confidence[0]) == (0, 0.6)
+
+
 def test_best_single_is_chosen_on_validation():
     # Right answers on validation: member 0 one, member 1 two, member 2 two (ties go to the earlier).
     validation = Validation(
@@ -202,6 +209,15 @@ class TestMixtureWeights:
         labels = em_weights(votes_of(), Validation(votes_of(), np.array([1, 1])))
         np.testing.assert_allclose(labels.soft, labels.weights @ np.array(PROBS))
 
+    def test_labels_take_the_options_of_the_fit(self):
+        p = np.array([[0.9] * 10, [0.1] * 10])
+        offsets = np.arange(0, 22, 2)
+        votes = ChoiceVotes.from_probs(np.stack([p, 1.0 - p], axis=2).reshape(2, 20), offsets, [1.0, 1.0])
+        options = {"pseudo_answers": 4.0, "tolerance": 1e-12}
+        labels = em_weights(votes, Validation(votes, np.zeros(10, dtype=int)), **options)
+        np.testing.assert_allclose(labels.weights, fit_mixture_weights(np.log(p), **options).weights)
+        assert labels.details["gap"] <= 1e-12
+
 
 class TestRegistry:
     def test_options_are_named_and_checked(self):
@@ -256,3 +272,9 @@ class TestRegistry:
 def test_calibrated_votes_by_hand():
     votes = ChoiceVotes.from_probs([[0.8, 0.2]], [0, 2], [1.0]).calibrated([2.0])
     np.testing.assert_allclose(np.exp(votes.logprobs), [[2 / 3, 1 / 3]])
+
+
+def test_calibrated_members_keep_their_weights():
+    votes = ChoiceVotes.from_probs([[0.8, 0.2], [0.3, 0.7]], [0, 2], [3.0, 1.0]).calibrated([1.0, 1.0])
+    # (3 * 0.8 + 0.3) / 4
+    np.testing.assert_allclose(weighted(votes).soft, [0.675, 0.325])

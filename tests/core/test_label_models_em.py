@@ -83,6 +83,20 @@ class TestDawidSkene:
         second = np.array([np.prod((1 - a) / 3), np.prod(a), np.prod((1 - a) / 3), np.prod((1 - a) / 3)])
         np.testing.assert_allclose(labels.soft[2:], second / second.sum())
 
+    def test_priors_and_weights_by_hand(self):
+        # As above, with three pseudo-answers right and none wrong: of 2 + 3.
+        votes = votes_from([[0, 1], [0, 1], [1, 1]], [2, 4])
+        labels = dawid_skene(votes, prior_right=3.0, prior_wrong=0.0, max_iterations=0)
+        expected = [(5 / 3 + 3) / 5, (5 / 3 + 3) / 5, (4 / 3 + 3) / 5]
+        np.testing.assert_allclose(labels.details["accuracies"], expected)
+        # Accuracy 2/3, odds of 2; log(K - 1) is 0 and log 3, and the third question has nothing to choose from.
+        votes = votes_from([[0, 1, 0], [0, 1, 0], [1, 1, 0]], [2, 4, 1])
+        labels = dawid_skene(votes, max_iterations=0)
+        np.testing.assert_allclose(labels.weights[0], math.log(2.0) + math.log(3.0) / 2)
+        # One member and one question of two: accuracy 2/3, P(answer) = 1/2, and the prior's 2/3 * 1/3.
+        one = dawid_skene(votes_from([[0]], 2), max_iterations=0)
+        np.testing.assert_allclose(one.details["log_posteriors"], [-math.log(9.0)])
+
     @pytest.mark.parametrize("n_choices", [2, 4])
     def test_recovers_the_accuracies_of_independent_members(self, n_choices):
         accuracies = [0.9, 0.75, 0.6, 0.8, 0.65]
@@ -139,19 +153,31 @@ class TestGlad:
         for question, posterior in GLAD_POSTERIORS.items():
             np.testing.assert_allclose(soft[question], posterior, atol=2e-4)
 
-    def test_is_stationary(self):
+    @pytest.mark.parametrize(
+        ("ability_mean", "ability_sd", "log_easiness_mean", "log_easiness_sd"),
+        [(1.0, 1.0, 1.0, 1.0), (0.5, 2.0, 0.3, 0.5)],
+    )
+    def test_is_stationary(self, ability_mean, ability_sd, log_easiness_mean, log_easiness_sd):
         """The gradient of the log-posterior at the result, written out again, is 0."""
         answers, _ = simulate([0.9, 0.7, 0.6, 0.8], 40, 3, seed=5)
         votes = votes_from(answers, 3)
-        labels = glad(votes, tolerance=1e-14)
+        labels = glad(
+            votes,
+            ability_mean=ability_mean,
+            ability_sd=ability_sd,
+            log_easiness_mean=log_easiness_mean,
+            log_easiness_sd=log_easiness_sd,
+            tolerance=1e-14,
+        )
         ability = np.array(labels.details["abilities"])
         b = np.array(labels.details["log_easiness"])
         hit = labels.soft[votes.offsets[:-1] + answers]
         rest = hit - 1.0 / (1.0 + np.exp(-ability[:, None] * np.exp(b)))
-        np.testing.assert_allclose((rest * np.exp(b)).sum(axis=1) - (ability - 1.0), 0.0, atol=1e-3)
-        np.testing.assert_allclose(
-            (rest * ability[:, None] * np.exp(b)).sum(axis=0) - (b - 1.0), 0.0, atol=1e-3
-        )
+        of_abilities = (rest * np.exp(b)).sum(axis=1) - (ability - ability_mean) / ability_sd**2
+        np.testing.assert_allclose(of_abilities, 0.0, atol=1e-3)
+        of_easiness = (rest * ability[:, None] * np.exp(b)).sum(axis=0)
+        of_easiness -= (b - log_easiness_mean) / log_easiness_sd**2
+        np.testing.assert_allclose(of_easiness, 0.0, atol=1e-3)
 
     def test_orders_members_by_ability_and_questions_by_difficulty(self):
         rng = np.random.default_rng(8)
@@ -174,6 +200,16 @@ class TestGlad:
         labels = glad(votes_from(rng.integers(0, counts, (n_members, 10)), counts), max_iterations=200)
         assert np.diff(labels.details["log_posteriors"]).min(initial=0.0) >= -1e-9
         assert np.isfinite(labels.details["abilities"]).all()
+
+    def test_a_question_with_one_choice_is_as_easy_as_the_prior_says(self):
+        labels = glad(votes_from([[0, 1, 0], [0, 1, 0], [1, 1, 0]], [2, 2, 1]))
+        assert labels.details["log_easiness"][2] == 1.0
+
+    @pytest.mark.parametrize("alphas", [[1.0, 1.0], [1.0, 99.0]])
+    def test_the_surer_of_two_members_decides_whatever_their_weights(self, alphas):
+        assert glad(ChoiceVotes.from_probs([[0.9, 0.1], [0.4, 0.6]], [0, 2], alphas)).choice[0] == 0
+        assert glad(ChoiceVotes.from_probs([[0.4, 0.6], [0.9, 0.1]], [0, 2], alphas)).choice[0] == 0
+        assert glad(ChoiceVotes.from_probs([[0.6, 0.4], [0.1, 0.9]], [0, 2], alphas)).choice[0] == 1
 
     def test_refuses_a_prior_without_width(self):
         with pytest.raises(ValueError, match="greater than 0, got 0"):

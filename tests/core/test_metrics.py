@@ -105,6 +105,8 @@ def test_the_seed_decides_and_the_chunks_do_not(monkeypatch):
     p_whole = paired_permutation(a, b, n_permutations=500, seed=7)
     assert whole == paired_bootstrap(a, b, n_resamples=500, seed=7)
     assert whole != paired_bootstrap(a, b, n_resamples=500, seed=8)
+    assert p_whole == paired_permutation(a, b, n_permutations=500, seed=7)
+    assert p_whole != paired_permutation(a, b, n_permutations=500, seed=8)
     monkeypatch.setattr(metrics, "_CHUNK_ENTRIES", 60 * 7 + 1)
     assert whole == paired_bootstrap(a, b, n_resamples=500, seed=7)
     assert 0 < p_whole <= 1

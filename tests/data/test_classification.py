@@ -119,6 +119,16 @@ class TestBalance:
         assert [s for s in samples if s in kept] == kept
         assert {s.id for s in balanced(samples[::-1])} == {s.id for s in kept}
 
+    def test_which_ones_are_kept_goes_by_a_hash_of_their_ids(self) -> None:
+        """Their own order may be one of difficulty: of four, the first two are not the two that are kept."""
+        counts = {"a": 4, "b": 2}
+        samples = [
+            Sample(f"{name}{i}", f"text {name} {i}", ("x", "y"), answer)
+            for answer, (name, n) in enumerate(counts.items())
+            for i in range(n)
+        ]
+        assert [s.id for s in balanced(samples)] == ["a2", "a3", "b0", "b1"]
+
     @pytest.mark.parametrize(
         ("samples", "message"),
         [
@@ -169,6 +179,13 @@ class TestBinarySets:
             assert (made["choices"], made["answer"]) == (["false", "true"], int(answer == "the heart"))
             seen.add(answer)
         assert seen == {"the heart", "the liver", "the lung"}
+
+    def test_without_a_distractor_the_right_answer_is_shown(self) -> None:
+        alone = SCIQ | {f"distractor{i}": "" for i in (1, 2, 3)}
+        # Whatever the coin, so for several questions.
+        for i in range(10):
+            made = sciq_binary(alone | {"question": f"What pumps blood, {i}?"})
+            assert (made["question"], made["answer"]) == (f"Q: What pumps blood, {i}? A: the heart", 1)
 
     def test_about_half_of_the_statements_are_true(self) -> None:
         rows = [sciq_binary(SCIQ | {"question": f"question {i}"}) for i in range(2000)]
@@ -269,6 +286,8 @@ def test_a_set_of_other_columns_is_one_line(tmp_path: Path, monkeypatch: pytest.
         load_source(BuiltinSource(name="boolq"))
 
 
-@pytest.mark.parametrize(("name", "split"), [("boolq", "validation"), ("sciq_binary", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("boolq", "validation"), ("cosmosqa", "validation"), ("sciq_binary", "test")]
+)
 def test_where_the_test_set_is_hidden_validation_serves(name: Any, split: str) -> None:
     assert builtin.hub_source(BuiltinSource(name=name, split="test", balance=True)).split == split

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ensemw2s import api
-from ensemw2s.config import ExperimentConfig
-from ensemw2s.core.boosting import member_weight, reweight
-from ensemw2s.engine.boosting import Boosting, unit_weights
+from ensemw2s.config import BoostingConfig, ExperimentConfig
+from ensemw2s.core.boosting import BoostingState, Units, draw_round, member_weight, reweight
+from ensemw2s.engine.boosting import Boosting, MemberRecord, unit_weights
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import LocalExecutor
 from ensemw2s.engine.prepare import begin_run, check_directory, prepare
+from ensemw2s.engine.unit_errors import UnitErrors, build_units
 from ensemw2s.errors import UserError
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -75,6 +77,32 @@ def test_units_and_reweighting(make_tiny: MakeConfig, tmp_path: Path, boosting: 
             uniform = np.full(len(weights), 1 / len(weights))
             wrong = weights > weights.mean()
             np.testing.assert_allclose(weights, reweight(uniform, wrong, record.alpha), rtol=1e-9)
+    for record in records:
+        check_errors(ctx, record, records)
+
+
+def check_errors(ctx: RunContext, record: MemberRecord, records: list[MemberRecord]) -> None:
+    """Weighted by what the round began with: of all units, of those that were not drawn, and even on easy_val."""
+    data, config = ctx.splits["easy_train"], ctx.config.boosting
+    units = build_units(config, data)
+    before = np.full(units.n_units, 1 / units.n_units)
+    if record.attempt > 0:
+        before = unit_weights(ctx, record.attempt - 1).dense()
+    with np.load(ctx.run_dir / "boosting" / f"state-{record.attempt:02d}.npz") as stored:
+        wrong = np.unpackbits(stored["wrong"], count=units.n_units).astype(bool)
+    assert record.errors["train"] == pytest.approx(before[wrong].sum())
+    kept = sum(r.kept for r in records[: record.attempt])
+    rng = np.random.default_rng([ctx.config.seed, 101, record.attempt])
+    offsets, how = data.target_offsets, config.sample_weight
+    draw = draw_round(kept, config.reweight, units.spread(before), offsets, rng, how)
+    outside = units.whole(draw.out_of_bag)
+    out_of_bag = None
+    if outside.any():
+        out_of_bag = pytest.approx(before[outside & wrong].sum() / before[outside].sum())
+    assert record.errors["out_of_bag"] == out_of_bag
+    pool = LocalExecutor(ctx.config, ctx.run_dir, threads=1, report=ctx.report).pool()
+    mistakes, _ = UnitErrors(ctx, pool).wrong(0, record.ref(ctx.run_dir), "easy_val")
+    assert record.errors["easy_val"] == pytest.approx(mistakes.mean())
 
 
 def test_weak_models_take_turns(make_tiny: MakeConfig, tmp_path: Path, tiny_strong: Path) -> None:
@@ -110,6 +138,46 @@ def test_a_state_of_another_version_is_one_line(make_tiny: MakeConfig, tmp_path:
     np.savez(path, weights=np.ones(3), alphas=np.ones(1), errors=np.ones(1), drops=np.int64(0))
     with pytest.raises(UserError, match=r"lacks level, values.*another version"):
         unit_weights(ctx, records[-1].attempt)
+
+
+def rounds_of(**options: Any) -> Boosting:
+    """The loop of these settings, without a run."""
+    loop = object.__new__(Boosting)
+    loop._config = BoostingConfig(**options)
+    return loop
+
+
+class TestSettings:
+    """Four units with equal weights, of which a member gets the first wrong; the prior is wrong three times of four."""
+
+    STATE = BoostingState.start(Units.build([0, 4]))
+    WRONG = np.array([True, False, False, False])
+
+    def test_max_weight(self) -> None:
+        alpha, decision, after = rounds_of(max_weight=1.5)._judge(self.WRONG, 0.25, 0.75, self.STATE)
+        # Odds of 3 against the prior's 1/3.
+        assert (alpha, decision) == (pytest.approx(np.log(9)), "keep")
+        # Nine times the weight of the others would be 9/12 of all; it may have 1.5 times a quarter.
+        np.testing.assert_allclose(after.weights, [0.375] + [0.625 / 3] * 3)
+
+    @pytest.mark.parametrize("policy", ["drop", "stop"])
+    def test_on_useless(self, policy: str) -> None:
+        assert rounds_of(on_useless=policy)._judge(self.WRONG, 0.8, 0.75, self.STATE)[1] == policy
+
+    def test_epsilon_and_learning_rate(self) -> None:
+        # An error of 0 counts as 0.1: odds of 9, times the prior's 3.
+        assert rounds_of(epsilon=0.1, learning_rate=0.5)._alpha(0.0, 0.75) == pytest.approx(np.log(27) / 2)
+
+    def test_sample_weight(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[tuple[Any, ...]] = []
+        monkeypatch.setattr("ensemw2s.engine.boosting.draw_round", lambda *given: calls.append(given))
+        loop = rounds_of(reweight="sample_bootstrap", sample_weight="sum")
+        loop._ctx = SimpleNamespace(config=SimpleNamespace(seed=3))
+        loop._units = Units.build([0, 1, 4])
+        loop._train = SimpleNamespace(target_offsets=np.array([0, 1, 4]))
+        loop._draw(1, 1, BoostingState.start(loop._units))
+        ((kept, method, _, _, _, sample_weight),) = calls
+        assert (kept, method, sample_weight) == (1, "sample_bootstrap", "sum")
 
 
 class Noting:

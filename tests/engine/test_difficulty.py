@@ -28,9 +28,17 @@ def test_bins_by_hand() -> None:
     assert difficulty_bins([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 3).tolist() == [2, 2, 1, 1, 0, 0]
     # Five that tie stay together: ranks 2 to 6 of 8 have their middle in the second half.
     assert difficulty_bins([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 3.0], 2).tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    # The middle of four to ten of ten is in the second half, where their first is in the first.
+    assert difficulty_bins([0] * 4 + [1] * 5 + [2], 2).tolist() == [0] * 4 + [1] * 6
+    # Nine that tie have their middle in the second third; the first is empty, and is left out.
+    assert difficulty_bins([1] * 9 + [2, 3, 4], 3).tolist() == [0] * 9 + [1] * 3
+    # As many values as bins.
+    assert difficulty_bins([1] * 8 + [2, 3], 3).tolist() == [0] * 8 + [1, 2]
     for bad in ([], [np.nan]):
         with pytest.raises(ValueError, match="difficulty"):
             difficulty_bins(bad)
+    with pytest.raises(ValueError, match="n_bins must be at least 1, got 0"):
+        difficulty_bins([1.0], 0)
 
 
 def context(**splits: list[float | None]) -> Any:

@@ -15,9 +15,10 @@ import pytest
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.answers import Answers
+from ensemw2s.engine.pool import LocalExecutor
 from ensemw2s.engine.preferences import pairs_of
 from ensemw2s.engine.results import comparable
-from ensemw2s.engine.tasks import Pair, ProgressEvent
+from ensemw2s.engine.tasks import Pair, ProgressEvent, StudentTask
 from ensemw2s.errors import ConfigError
 from ensemw2s.runs import remote_lock
 from ensemw2s.serving.opening import open_run
@@ -58,14 +59,24 @@ def test_a_run_has_a_second_stage(
     make_tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its student is another one, is compared with the first, and is found in the cache by the next run."""
+    tasks: list[StudentTask] = []
+    train = LocalExecutor.train_students
+
+    def noting(self: LocalExecutor, given: list[StudentTask], scratch: Path) -> Any:
+        tasks.extend(given)
+        return train(self, given, scratch)
+
+    monkeypatch.setattr(LocalExecutor, "train_students", noting)
     changes = {**SECOND, "runtime__cache": str(tmp_path / "cache")}
     folder = run(make_tiny(tmp_path, **changes))
     results = json.loads((folder / "results.json").read_text())
     labels = pq.read_table(folder / "labels" / "ensemble.parquet").to_pylist()
     manifest = json.loads((folder / "manifest.json").read_text())["stages"]
     info = manifest["student-preference"]["info"]
-    left_out = sum(not row["taught"] for row in labels)
-    assert 0 < info["samples"] <= left_out
+    left_out = {i for i, row in enumerate(labels) if not row["taught"]}
+    (second_stage,) = (task for task in tasks if task.pairs)
+    assert {pair.row for pair in second_stage.pairs} <= left_out
+    assert 0 < info["samples"] == len(second_stage.pairs)
     assert info["steps"] == -(-info["samples"] // 8)
     assert results["student_preference"]["test"]["n"] == results["student_ensemble"]["test"]["n"]
     assert [c for c in results["comparisons"]["test"] if c["a"] == "student_preference"]

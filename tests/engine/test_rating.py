@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,11 +21,19 @@ from ensemw2s.data.samples import Sample
 from ensemw2s.data.sources import load_source
 from ensemw2s.data.splits import make_splits
 from ensemw2s.engine.encoded import EncodedSplit
+from ensemw2s.engine.rating import folds
 from ensemw2s.engine.rating.folds import answer_folds, judge
 from ensemw2s.engine.rating.members import differing_pairs
 from ensemw2s.engine.rating.options import RatingOptions
 from ensemw2s.engine.rating.output import read_provenance
-from ensemw2s.engine.rating.plan import FoldPlan, begin_work, plan_folds, work_folder
+from ensemw2s.engine.rating.plan import (
+    FoldJob,
+    FoldPlan,
+    begin_work,
+    plan_folds,
+    question_groups,
+    work_folder,
+)
 from ensemw2s.engine.tasks import ProgressEvent, TokenScores
 from ensemw2s.errors import ConfigError
 from ensemw2s.opening import locked_run, supervisors
@@ -133,6 +143,66 @@ def test_a_leak_is_refused(config: ExperimentConfig, rows: list[dict[str, Any]],
         answers(replace(plan, fold=torn), config, tmp_path / "torn.parquet")
 
 
+def test_the_same_question_in_other_letters_is_one_group() -> None:
+    choices = ("x", "y")
+    samples = [
+        Sample("b", "What is it?", choices, 0),
+        Sample("a", "what  is it", choices[::-1], 0),
+        Sample("c", "Which one?", choices, 0),
+    ]
+    assert question_groups(samples) == ("a", "a", "c")
+
+
+def test_what_the_models_of_the_folds_said_is_put_together(tmp_path: Path) -> None:
+    """Two folds, two models each, of which the second was trained on one sample more."""
+    jobs = [FoldJob(fold, index, 0) for fold in (0, 1) for index in (0, 1)]
+    held_out = {0: ["b", "a"], 1: ["c", "d"]}
+    confidence = {(0, 0): [0.2, 0.4], (0, 1): [0.6, 0.8], (1, 0): [0.1, 0.3], (1, 1): [0.5, 0.9]}
+    (tmp_path / "folds").mkdir()
+    for job in jobs:
+        # The second model answers the first of each fold right, the first model none.
+        scores = {
+            "id": held_out[job.fold],
+            "confidence": confidence[job.fold, job.index],
+            "right": [job.index == 1, False],
+        }
+        pq.write_table(pa.table(scores), tmp_path / folds._scores_path(job))
+        trained_on = held_out[1 - job.fold][: 1 + job.index]
+        pq.write_table(pa.table({"id": trained_on}), tmp_path / folds._trained_path(job))
+    plan: Any = SimpleNamespace(ids=list("abcd"), jobs=jobs, options=SimpleNamespace(n_folds=2))
+    found = folds._read(SimpleNamespace(run_dir=tmp_path), plan)
+    assert found.right.tolist() == [[False] * 4, [False, True, True, False]]
+    first, second = found.parts
+    assert (first.ids, first.trained_on) == (("b", "a"), frozenset("cd"))
+    assert (second.ids, second.trained_on) == (("c", "d"), frozenset("ab"))
+    np.testing.assert_allclose(first.confidence, [[0.2, 0.4], [0.6, 0.8]])
+    np.testing.assert_allclose(second.confidence, [[0.1, 0.3], [0.5, 0.9]])
+
+
+def test_repeats_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    def submit(slot: int, method: str, *given: Any) -> None:
+        if method == "train_member":
+            seeds.append(given[0].seed)
+
+    nothing = SimpleNamespace(encoded=[], targets=[], multiple_choice=False)
+    monkeypatch.setattr(folds, "_held_out", lambda *_: SimpleNamespace(of_member=lambda index: nothing))
+    data = SimpleNamespace(of_member=lambda index: SimpleNamespace(target_offsets=np.array([0, 1, 2])))
+    ctx: Any = SimpleNamespace(
+        splits={folds.SPLIT: data}, store=SimpleNamespace(scratch=lambda stage: tmp_path)
+    )
+    weak = SimpleNamespace(models=[SimpleNamespace(display_name="tiny")])
+    plan: Any = SimpleNamespace(
+        fold=np.array([0, 1]),
+        config=SimpleNamespace(seed=3, weak=weak),
+        options=SimpleNamespace(n_folds=2, n_repeats=2),
+    )
+    for repeat in (0, 1):
+        folds._submit(ctx, SimpleNamespace(submit=submit), plan, FoldJob(0, 0, repeat), 0)
+    assert seeds == [3001, 3002]
+
+
 def _file(path: Path, rows: list[dict[str, Any]]) -> Any:
     from ensemw2s.config import FileSource
 
@@ -228,6 +298,12 @@ def test_members_rate_what_they_were_not_trained_on(
     run_dir = api.run(config, until="labels").run_dir
     with pytest.raises(DataError, match="leak"):
         api.rate(config, output=tmp_path / "x.parquet", method="members", run=run_dir)
+    # One of those questions under another id, in quotation marks, with its choices turned round.
+    (row,) = pq.read_table(run_dir / "splits" / "easy_train.parquet").slice(0, 1).to_pylist()
+    twin = {"id": "twin", "question": f'"{row["question"]}"', "choices": row["choices"][::-1]}
+    source = write_jsonl(tmp_path / "twin.jsonl", [twin])
+    with pytest.raises(DataError, match=r"leak: .* 1 of the 1 questions \(first: 'twin'\)"):
+        api.rate(config, output=tmp_path / "x.parquet", method="members", run=run_dir, input=source)
     hard = run_dir / "splits" / "hard_train.parquet"
     rated = api.rate(config, output=tmp_path / "x.parquet", method="members", run=run_dir, input=hard)
     ensemble = api.load_ensemble(run_dir)

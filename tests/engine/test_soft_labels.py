@@ -63,6 +63,8 @@ def test_the_best_of_the_candidates_come_first() -> None:
     np.testing.assert_array_equal(best, [[5, 9, 2], [3, 1, 7]])
     np.testing.assert_array_equal(values, [[0.6, 0.2, 0.1], [0.3, 0.1, 0.1]])
     assert best_of(ids, probs, 4)[0][0].tolist() == [5, 9, 2, -1]
+    # Padding is no candidate, whatever stands beside it.
+    assert best_of(np.array([[2, -1]]), np.array([[0.1, 0.9]]), 1)[0].tolist() == [[2]]
 
 
 @pytest.fixture(scope="module")

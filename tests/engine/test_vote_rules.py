@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,14 @@ import pytest
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.core._ragged import row_log_softmax
+from ensemw2s.core.calibration import fit_temperature
+from ensemw2s.core.choices import choice_scores
+from ensemw2s.core.label_models import fit_mixture_weights
+from ensemw2s.engine.answers import Answers
 from ensemw2s.engine.boosting import load_records, unit_weights
 from ensemw2s.engine.context import RunContext
+from ensemw2s.engine.pipeline import Pipeline
 from ensemw2s.engine.votes import read_scores, system_choices, vote, vote_choices
 from ensemw2s.errors import ConfigError
 from ensemw2s.runs.store import RunStore
@@ -95,6 +102,24 @@ def test_every_rule_labels_every_question(bagged: RunContext, model: str, calibr
     np.testing.assert_array_equal(stored.index, fresh.index)
 
 
+@pytest.mark.parametrize("model", ["weighted", "em_weights"])
+def test_each_member_is_calibrated_by_its_own_temperature(bagged: RunContext, model: str) -> None:
+    """Fitted to its scores of easy_val, to which weights are then fitted by the calibrated scores, too."""
+    names, alphas = systems(bagged), np.array([3.0, 1.0, 1.0])
+    easy, test = bagged.splits["easy_val"], bagged.splits["test"]
+    of_truth, of_choices = [], []
+    for name in names:
+        known = choice_scores(read_scores(bagged, name, "easy_val"), easy.choice_token_offsets, "mean")
+        asked = choice_scores(read_scores(bagged, name, "test"), test.choice_token_offsets, "mean")
+        temperature = fit_temperature(known, easy.choice_offsets, easy.answers).temperature
+        calibrated = row_log_softmax(known / temperature, easy.choice_offsets)
+        of_truth.append(calibrated[easy.choice_offsets[:-1] + easy.answers])
+        of_choices.append(np.exp(row_log_softmax(asked / temperature, test.choice_offsets)))
+    weights = alphas / 5 if model == "weighted" else fit_mixture_weights(np.array(of_truth)).weights
+    found = vote_choices(under(bagged, label_model=model, calibrate=True), names, alphas, "test")
+    np.testing.assert_allclose(found.soft, weights @ np.array(of_choices), rtol=1e-5)
+
+
 def test_a_label_model_needs_choices(make_tiny: MakeConfig, free_questions: Path, tmp_path: Path) -> None:
     config = make_tiny(
         tmp_path, data__pool={"kind": "file", "path": str(free_questions)}, vote__label_model="uniform"
@@ -137,3 +162,14 @@ def test_students_are_taught_what_is_kept(
     right = np.mean([truth[r["id"]] == r["label"] for r in taught])
     assert result.results["taught_label_accuracy"]["ensemble"]["value"] == pytest.approx(right)
     assert result.results["taught_label_accuracy"]["ensemble"]["n"] == len(taught)
+
+
+def test_labels_that_tie_are_taught_by_a_hash_of_their_ids() -> None:
+    """Agreed on and sure alike, the first is not the one that is kept: their order may be one of difficulty."""
+    pipeline = object.__new__(Pipeline)
+    pipeline._ctx = SimpleNamespace(
+        config=SimpleNamespace(labels=SimpleNamespace(keep_by="agreement", keep=0.5))
+    )
+    votes = [(0, 0), (1, 1)]
+    taught = pipeline._taught(["a", "b"], Answers((0, 0), np.array([0.7, 0.7])), votes)
+    assert taught.tolist() == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,11 @@ from ensemw2s.training.losses import BatchState, SoftTargets, Targets, make_loss
 from ensemw2s.training.losses.confidence import class_thresholds, top_threshold
 
 V = 5
+# What a student says of three classes, a row a position, whose weak labels follow.
+STUDENT = torch.tensor(
+    [[0.35, 0.05, 0.6], [0.85, 0.05, 0.1], [0.3, 0.05, 0.65], [0.6, 0.2, 0.2]], dtype=torch.float64
+)
+LABELS = [0, 0, 1, 2]
 
 
 def targets_of(labels: list[int], **more: Any) -> Targets:
@@ -48,9 +54,20 @@ class TestThresholds:
         assert int(torch.isfinite(thresholds).sum()) == 3
         assert thresholds[3] == torch.inf
 
+    def test_a_single_row_is_of_the_class_that_the_weak_label_gives_more(self) -> None:
+        thresholds = class_thresholds(torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.7, 0.3]]))
+        assert thresholds.tolist() == [-torch.inf, torch.inf]
+
+    def test_three_classes_by_hand(self) -> None:
+        # Two rows for class 0, one each for the others: midway between 0.6 and 0.35, 0.2 and 0.05, 0.65 and 0.6.
+        thresholds = class_thresholds(STUDENT.log(), torch.eye(3)[LABELS]).exp()
+        torch.testing.assert_close(thresholds, torch.tensor([0.475, 0.125, 0.625], dtype=torch.float64))
+
     def test_top_threshold(self) -> None:
         values = torch.tensor([0.1, 0.9, 0.5, 0.7])
         assert top_threshold(values, 0.5) == pytest.approx(0.6)
+        # Half of three is rounded up.
+        assert top_threshold(values[:3], 0.5) == pytest.approx(0.3)
         assert top_threshold(values, 0.0) == float("inf")
         assert top_threshold(values, 1.0) == float("-inf")
         assert top_threshold(torch.empty(0), 0.5) == float("inf")
@@ -75,6 +92,13 @@ class TestConfidence:
         by_hand = q - 0.6 * onehot[labels] - 0.4 * onehot[hard]
         torch.testing.assert_close(torch.autograd.grad(ours.sum(), logits)[0], by_hand)
 
+    def test_the_class_furthest_above_its_threshold_in_proportion_is_the_prediction(self) -> None:
+        logits, targets = STUDENT.log(), targets_of(LABELS)
+        loss = make_loss("confidence", {"classes": (0, 1, 2), "warmup": 0.0, "alpha_max": 1.0})
+        ours = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0))
+        # The last row is of class 1: 0.2 / 0.125 is more than 0.6 / 0.475, though 0.2 - 0.125 is less than 0.6 - 0.475.
+        torch.testing.assert_close(ours, -STUDENT.log()[range(4), [2, 0, 2, 1]])
+
     def test_warm_up(self) -> None:
         loss = make_loss("confidence", {"alpha_max": 0.75, "warmup": 0.2})
         assert [loss.alpha(p) for p in (0.0, 0.05, 0.1, 0.2, 0.9)] == pytest.approx(
@@ -98,6 +122,13 @@ class TestConfidence:
         hard = torch.eye(2, dtype=torch.float64)[[1, 0, 1, 1]]
         expected = -((0.5 * weak + 0.5 * hard) * q.log()).sum(-1)
         torch.testing.assert_close(loss(logits, targets, state), expected, rtol=1e-5, atol=1e-6)
+
+    def test_a_soft_label_counts_by_its_shares_of_the_classes(self) -> None:
+        """A fifth of it is on a token that is no class: of the classes it says 1 to 3."""
+        soft = SoftTargets(torch.tensor([[0, 1, 2]]), torch.tensor([[0.2, 0.6, 0.2]]))
+        loss = make_loss("confidence", {"classes": (0, 1)})
+        _, weak = loss.statistics(torch.zeros(1, V), targets_of([1], soft=soft)).split(2, dim=-1)
+        assert weak[0].tolist() == pytest.approx([0.25, 0.75])
 
     def test_positions_of_other_labels_keep_cross_entropy(self) -> None:
         logits = torch.randn(4, V, generator=torch.Generator().manual_seed(3))
@@ -136,6 +167,13 @@ class TestConfidence:
         ours = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0))
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0, 2, 3]), reduction="none")
         torch.testing.assert_close(ours, expected)
+
+    def test_predictions_that_tie_at_the_cut_are_not_hardened(self) -> None:
+        """Half of two equal positions: neither is surer than the other, so both keep the cross-entropy with the label."""
+        logits, targets = torch.tensor([[4.0, 0.0], [4.0, 0.0]]), targets_of([1, 1])
+        loss = make_loss("confidence", {"warmup": 0.0, "alpha_max": 1.0})
+        ours = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0))
+        torch.testing.assert_close(ours, torch.full((2,), math.log1p(math.exp(4.0))))
 
     def test_masked_positions_have_no_say(self) -> None:
         logits, labels = torch.randn(6, V, generator=torch.Generator().manual_seed(5)), [0, 1, 2, 3, 4, 0]

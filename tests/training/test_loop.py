@@ -17,6 +17,7 @@ from ensemw2s.training import loop
 from ensemw2s.training.backends import TorchBackend
 from ensemw2s.training.checkpoint import CheckpointFolder, verify
 from ensemw2s.training.loop import collate, fit, weighted_loss_sum
+from ensemw2s.training.losses import BatchState, CrossEntropy, Targets, TokenLoss
 from ensemw2s.training.plan import MicroBatch, TrainingSet
 
 PAD = 0
@@ -183,3 +184,64 @@ def test_the_head_runs_where_there_is_a_loss(tiny_strong: Path, monkeypatch: pyt
     assert value == pytest.approx(whole, rel=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, others[name], atol=1e-6, rtol=1e-5)
+
+
+class Noting(TokenLoss):
+    """Cross-entropy that asks for the labels of the whole batch, and notes what it is shown and told."""
+
+    whole_batch = True
+
+    def __init__(self) -> None:
+        self.looked_at: list[float] = []
+        self.taught: list[float] = []
+        self.told: list[tuple[float, tuple[float, ...]]] = []
+
+    def statistics(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+        self.looked_at.append(float(logits.sum()))
+        return targets.labels[targets.weights > 0].unsqueeze(-1).float()
+
+    def prepare(self, statistics: torch.Tensor) -> tuple[float, ...]:
+        return tuple(sorted(statistics[:, 0].tolist()))
+
+    def __call__(self, logits: torch.Tensor, targets: Targets, state: BatchState) -> torch.Tensor:
+        self.taught.append(float(logits.detach().sum()))
+        self.told.append((state.progress, state.prepared))
+        return CrossEntropy()(logits, targets, state)
+
+
+@pytest.fixture(scope="module")
+def noted(tiny_weak: Path) -> Noting:
+    """Two epochs of six rows in batches of four, a row at a time, with dropout; another worker has labels 100 higher."""
+    noting = Noting()
+    prompts = [np.array([1, 2], np.int32)] * 6
+    data = TrainingSet.uniform(prompts, [np.array([10 + i], np.int32) for i in range(6)])
+    config = TrainingConfig(epochs=2, batch_size=4, micro_batch_size=1)
+    model = model_of(tiny_weak)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    backend = TorchBackend(model, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "gather_rows", lambda rows: torch.cat([rows, rows + 100]))
+        patch.setattr(loop, "make_loss", lambda name, options: noting)
+        fit(backend, data, config, seed=1, pad_id=PAD)
+    return noting
+
+
+def test_a_loss_is_told_the_share_of_the_steps_that_are_done(noted: Noting) -> None:
+    # Four steps of four micro-batches, of which the last of an epoch has two that are empty.
+    assert [progress for progress, _ in noted.told] == np.repeat([0.0, 0.25, 0.5, 0.75], 4).tolist()
+
+
+def test_a_loss_knows_the_rows_of_all_micro_batches_and_workers(noted: Noting) -> None:
+    labels: list[float] = []
+    for progress, n in ((0.0, 4), (0.25, 2), (0.5, 4), (0.75, 2)):
+        # Each micro-batch is told the same.
+        (known,) = {prepared for at, prepared in noted.told if at == progress}
+        own = known[:n]
+        assert known[n:] == tuple(label + 100 for label in own)
+        labels += own
+    assert sorted(labels[:6]) == sorted(labels[6:]) == [10, 11, 12, 13, 14, 15]
+
+
+def test_the_pass_that_is_looked_at_has_the_dropout_of_the_one_that_teaches(noted: Noting) -> None:
+    assert noted.looked_at == noted.taught

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ensemw2s.training.losses import BatchState, Targets, make_loss
 from ensemw2s.training.losses.formulas import (
     REMAINDERS,
     SoftTargets,
@@ -31,6 +32,12 @@ def log_of(probs: list[float]) -> torch.Tensor:
 
 def gradient(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(loss.sum(), logits)[0]
+
+
+def by_name(name: str, logits: torch.Tensor, soft: SoftTargets, **options: float | str) -> torch.Tensor:
+    """The same of the loss that a configuration names."""
+    targets = Targets(torch.zeros(len(logits), dtype=torch.int64), torch.ones(len(logits)), soft)
+    return make_loss(name, options)(logits, targets, BatchState())
 
 
 def dense(probs: torch.Tensor) -> SoftTargets:
@@ -92,6 +99,8 @@ class TestSoftCrossEntropy:
         }
         for remainder, expected in by_hand.items():
             assert soft_cross_entropy(logits, soft, remainder).item() == pytest.approx(expected, rel=1e-6)
+            named = by_name("soft_cross_entropy", logits, soft, remainder=remainder)
+            assert named.item() == pytest.approx(expected, rel=1e-6)
 
     def test_gradients_of_the_remainder_by_hand(self) -> None:
         q = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.06, 0.04], dtype=torch.float64)
@@ -136,6 +145,7 @@ class TestProductOfExperts:
             target = target / target.sum()
             ours = product_of_experts(logits, soft, weak, student)
             assert ours.item() == pytest.approx(-float((target * q.log()).sum()), rel=1e-5)
+            assert torch.equal(by_name("product_of_experts", logits, soft, weak=weak, student=student), ours)
             torch.testing.assert_close(gradient(ours, logits)[0], q - target, rtol=1e-5, atol=1e-6)
 
     def test_the_student_alone_teaches_itself_nothing(self) -> None:

@@ -1,0 +1,93 @@
+"""The table of a comparison from predictions made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ensemw2s.comparisons.table import SplitTable, build_table
+from ensemw2s.core.multiple import holm
+
+N = 100
+#: How many of the questions each system has right: the first ones.
+FIRST = {
+    "weak_zero_shot": 20,
+    "weak_single": 40,
+    "weak_ensemble": 50,
+    "student_single": 55,
+    "student_ensemble": 70,
+    "ceiling": 80,
+    "strong_zero_shot": 20,
+    "strong_on_easy": 60,
+}
+OTHER = {**FIRST, "weak_single": 30, "weak_ensemble": 45, "student_single": 50, "student_ensemble": 60}
+
+
+def write_predictions(folder: Path, right: dict[str, int]) -> None:
+    columns: dict[str, list[Any]] = {
+        "id": [str(i) for i in range(N)],
+        "question": ["q"] * N,
+        "choices": [["x", "y"]] * N,
+        "truth": ["x"] * N,
+    }
+    for system, n_right in right.items():
+        columns[system] = ["x"] * n_right + ["y"] * (N - n_right)
+    (folder / "predictions").mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "predictions" / "test.parquet")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> SplitTable:
+    """Two variants of one seed, of which the second has a single model of its own."""
+    write_predictions(tmp_path / "first", FIRST)
+    write_predictions(tmp_path / "other", OTHER)
+    comparison: Any = SimpleNamespace(
+        config=SimpleNamespace(seeds=(0,)),
+        run=lambda variant, seed: SimpleNamespace(weak=SimpleNamespace(models=[0])),
+        base=SimpleNamespace(evaluation=SimpleNamespace(resamples=2000, level=0.95)),
+    )
+    cost = {"member-00": {"flops": 1.0}, "member-01": {"flops": 2.0}}
+    results = [{"selected_rounds": 2, "members": [{"kept": True}], "cost": cost}]
+    names = ("first", "other")
+    folders = {name: [tmp_path / name] for name in names}
+    return build_table(comparison, dict.fromkeys(names, results), folders, "test")
+
+
+def test_variants_are_held_against_the_single_model_of_the_first(table: SplitTable) -> None:
+    first, other = table.variants
+    assert first.ensemble_difference.value == pytest.approx(0.50 - 0.40)
+    assert other.ensemble_difference.value == pytest.approx(0.45 - 0.40)
+    assert first.student_difference.value == pytest.approx(0.70 - 0.55)
+    assert other.student_difference.value == pytest.approx(0.60 - 0.55)
+    # Its own single model has another student.
+    assert first.own_difference is None
+    assert other.own_difference is not None
+    assert other.own_difference.value == pytest.approx(0.60 - 0.50)
+
+
+def test_the_gap_recovered_is_that_of_the_ensembles_student(table: SplitTable) -> None:
+    first, other = table.variants
+    assert first.pgr is not None
+    assert first.pgr.value == pytest.approx((0.70 - 0.40) / (0.80 - 0.40))
+    assert other.pgr is not None
+    assert other.pgr.value == pytest.approx((0.60 - 0.40) / (0.80 - 0.40))
+
+
+def test_p_values_are_corrected_for_all_differences_of_the_table(table: SplitTable) -> None:
+    first, other = table.variants
+    found = [
+        difference
+        for row in (first, other)
+        for difference in (row.ensemble_difference, row.student_difference, row.own_difference)
+        if difference is not None
+    ]
+    assert len(found) == 5
+    np.testing.assert_allclose([d.p_holm for d in found], holm([d.p_value for d in found]))
+    # Fifteen answers more and none less: the smallest of the five.
+    assert first.student_difference.p_holm == pytest.approx(5 * first.student_difference.p_value)
