@@ -69,13 +69,13 @@ def test_shared_errors_by_hand():
 
 
 def test_learned_and_labelled_is_counted_question_by_question():
-    # Two members agree on a wrong answer twice: the label is it once, and the student gives it the other time.
+    # Two members agree on a wrong answer twice: once the label is it, the other time the student gives it.
     row = shared_errors([[1, 1], [1, 1]], [0, 0], label=[1, 0], student=[0, 1])[2]
     assert (row.labelled, row.learned, row.learned_labelled) == (1, 1, 0)
 
 
 def test_an_error_is_learned_from_the_label_only_where_it_is_the_labels_own():
-    # Each member has a wrong answer of its own: the label is the first one's, the student gives the other one's.
+    # Each member has a wrong answer of its own: the label is the one's, and the student gives the other's.
     row = shared_errors([[1], [2]], [0], label=[1], student=[2])[1]
     assert (row.labelled, row.learned, row.learned_labelled) == (1, 1, 0)
 

@@ -110,7 +110,7 @@ def test_plurality_counts_members_and_breaks_ties_by_probability():
 
 
 def test_probabilities_never_outweigh_a_vote_in_plurality():
-    # Three votes against two, though the mean probability of the two's choice is 0.6 and that of the three's 0.2.
+    # Three votes against two, though the choice of the two has the larger mean probability: 0.6, not 0.2.
     probs = [[0.34, 0.33, 0.33]] * 3 + [[0.0, 1.0, 0.0]] * 2
     labels = plurality(ChoiceVotes.from_probs(probs, [0, 3], np.ones(5)))
     assert (labels.choice[0], labels.confidence[0]) == (0, 0.6)

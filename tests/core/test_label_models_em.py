@@ -89,7 +89,7 @@ class TestDawidSkene:
         labels = dawid_skene(votes, prior_right=3.0, prior_wrong=0.0, max_iterations=0)
         expected = [(5 / 3 + 3) / 5, (5 / 3 + 3) / 5, (4 / 3 + 3) / 5]
         np.testing.assert_allclose(labels.details["accuracies"], expected)
-        # Accuracy 2/3, odds of 2; log(K - 1) is 0 and log 3, and the third question has nothing to choose from.
+        # Accuracy 2/3, odds of 2; log(K - 1) is 0 and log 3, and the third question has but one choice.
         votes = votes_from([[0, 1, 0], [0, 1, 0], [1, 1, 0]], [2, 4, 1])
         labels = dawid_skene(votes, max_iterations=0)
         np.testing.assert_allclose(labels.weights[0], math.log(2.0) + math.log(3.0) / 2)

@@ -82,7 +82,7 @@ def test_units_and_reweighting(make_tiny: MakeConfig, tmp_path: Path, boosting: 
 
 
 def check_errors(ctx: RunContext, record: MemberRecord, records: list[MemberRecord]) -> None:
-    """Weighted by what the round began with: of all units, of those that were not drawn, and even on easy_val."""
+    """By the weights that the round began with, of all units and of those not drawn; plain on easy_val."""
     data, config = ctx.splits["easy_train"], ctx.config.boosting
     units = build_units(config, data)
     before = np.full(units.n_units, 1 / units.n_units)
@@ -148,14 +148,14 @@ def rounds_of(**options: Any) -> Boosting:
 
 
 class TestSettings:
-    """Four units with equal weights, of which a member gets the first wrong; the prior is wrong three times of four."""
+    """Four units with equal weights, of which a member gets the first wrong; the prior's error is 3/4."""
 
     STATE = BoostingState.start(Units.build([0, 4]))
     WRONG = np.array([True, False, False, False])
 
     def test_max_weight(self) -> None:
         alpha, decision, after = rounds_of(max_weight=1.5)._judge(self.WRONG, 0.25, 0.75, self.STATE)
-        # Odds of 3 against the prior's 1/3.
+        # Right with odds of 3, where the prior is wrong with odds of 3.
         assert (alpha, decision) == (pytest.approx(np.log(9)), "keep")
         # Nine times the weight of the others would be 9/12 of all; it may have 1.5 times a quarter.
         np.testing.assert_allclose(after.weights, [0.375] + [0.625 / 3] * 3)

@@ -165,7 +165,7 @@ def test_students_are_taught_what_is_kept(
 
 
 def test_labels_that_tie_are_taught_by_a_hash_of_their_ids() -> None:
-    """Agreed on and sure alike, the first is not the one that is kept: their order may be one of difficulty."""
+    """Of two alike in agreement and confidence, not the first: their order may be one of difficulty."""
     pipeline = object.__new__(Pipeline)
     pipeline._ctx = SimpleNamespace(
         config=SimpleNamespace(labels=SimpleNamespace(keep_by="agreement", keep=0.5))

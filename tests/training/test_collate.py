@@ -11,7 +11,7 @@ from ensemw2s.training.plan import MicroBatch, TrainingSet
 
 
 def test_soft_labels_and_uncertainty_stand_beside_their_tokens() -> None:
-    """A target of one token with one candidate, and one of two tokens with two: right-aligned, as the labels are."""
+    """One token with one candidate, and two tokens with two each: to the right, as the labels are."""
     data = TrainingSet(
         prompts=[np.array([1]), np.array([1])],
         targets=[np.array([5]), np.array([6, 7])],

@@ -59,7 +59,7 @@ class TestThresholds:
         assert thresholds.tolist() == [-torch.inf, torch.inf]
 
     def test_three_classes_by_hand(self) -> None:
-        # Two rows for class 0, one each for the others: midway between 0.6 and 0.35, 0.2 and 0.05, 0.65 and 0.6.
+        # Two rows for class 0, one each for the others: midway between .6 and .35, .2 and .05, .65 and .6.
         thresholds = class_thresholds(STUDENT.log(), torch.eye(3)[LABELS]).exp()
         torch.testing.assert_close(thresholds, torch.tensor([0.475, 0.125, 0.625], dtype=torch.float64))
 
@@ -96,7 +96,7 @@ class TestConfidence:
         logits, targets = STUDENT.log(), targets_of(LABELS)
         loss = make_loss("confidence", {"classes": (0, 1, 2), "warmup": 0.0, "alpha_max": 1.0})
         ours = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0))
-        # The last row is of class 1: 0.2 / 0.125 is more than 0.6 / 0.475, though 0.2 - 0.125 is less than 0.6 - 0.475.
+        # The last row is class 1: .2 / .125 is more than .6 / .475, though .2 - .125 is less than .6 - .475.
         torch.testing.assert_close(ours, -STUDENT.log()[range(4), [2, 0, 2, 1]])
 
     def test_warm_up(self) -> None:
@@ -169,7 +169,7 @@ class TestConfidence:
         torch.testing.assert_close(ours, expected)
 
     def test_predictions_that_tie_at_the_cut_are_not_hardened(self) -> None:
-        """Half of two equal positions: neither is surer than the other, so both keep the cross-entropy with the label."""
+        """Half of two equal positions: neither is surer, and both keep the cross-entropy with the label."""
         logits, targets = torch.tensor([[4.0, 0.0], [4.0, 0.0]]), targets_of([1, 1])
         loss = make_loss("confidence", {"warmup": 0.0, "alpha_max": 1.0})
         ours = loss(logits, targets, prepare_batch(loss, [(logits, targets)], 0.0))

@@ -211,7 +211,7 @@ class Noting(TokenLoss):
 
 @pytest.fixture(scope="module")
 def noted(tiny_weak: Path) -> Noting:
-    """Two epochs of six rows in batches of four, a row at a time, with dropout; another worker has labels 100 higher."""
+    """Two epochs of six rows, four a batch, one at a time, with dropout; another worker's labels + 100."""
     noting = Noting()
     prompts = [np.array([1, 2], np.int32)] * 6
     data = TrainingSet.uniform(prompts, [np.array([10 + i], np.int32) for i in range(6)])
