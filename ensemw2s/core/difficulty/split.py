@@ -37,7 +37,7 @@ def easy_hard_split(
     if quantile is not None:
         if not 0.0 < quantile < 1.0:
             raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
-        # 0.3 * 10 is a little more than 3 in binary, which must not become the fourth value.
+        # 0.07 * 100 is a little more than 7 in binary, which must not become the eighth value.
         rank = math.ceil(round(quantile * values.size, 9))
         threshold = float(np.sort(values)[max(0, rank - 1)])
     cut = math.nan if threshold is None else float(threshold)

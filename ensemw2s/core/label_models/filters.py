@@ -68,7 +68,7 @@ def keep_best(
     if ids is not None and len(ids) != array.size:
         raise ValueError(f"ids must have one entry a sample, {array.size}, got {len(ids)}")
     keys = [""] * array.size if ids is None else [hashlib.sha256(i.encode()).hexdigest() for i in ids]
-    # 0.3 * 10 is a little more than 3 in binary, which must not become 4 samples.
+    # 0.07 * 100 is a little more than 7 in binary, which must not become 8 samples.
     count = math.ceil(round(share * array.size, 9))
     order = sorted(range(array.size), key=lambda i: (-array[i], -second[i], keys[i]))
     mask = np.zeros(array.size, dtype=np.bool_)
