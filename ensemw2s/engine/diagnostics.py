@@ -59,12 +59,32 @@ def diagnose(
                 student=np.array(answers[split]["student_ensemble"].values),
             )
             found["shared_errors"][split] = [row.to_dict() for row in rows]
+        found["first_member"] = _first_member(ctx, voters)
     found["imitation"] = {
         split: {teacher: _imitation(ctx, split, answers[split], teacher) for teacher in TEACHERS}
         for split in ctx.test_splits
     }
     found["rounds"] = _rounds(ctx, ensemble, selected)
     return found
+
+
+def _first_member(ctx: RunContext, voters: Ensemble) -> dict[str, Any]:
+    """The single model, the first member, against the best member alone on easy_val; where it is weak by chance, or by its model, a
+    vote is compared with little."""
+    samples, e = ctx.splits["easy_val"].samples, ctx.config.evaluation
+    right = [correct(samples, model_answers(ctx, s, "easy_val")).astype(float) for s in voters.systems]
+    accuracies = [float(own.mean()) for own in right]
+    best = int(np.argmax(accuracies))
+    gap = paired_bootstrap(
+        right[best], right[0], n_resamples=e.resamples, seed=ctx.config.seed, level=e.level
+    )
+    return {
+        "accuracies": accuracies,
+        "best": best,
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+    }
 
 
 def _imitation(ctx: RunContext, split: str, answers: Mapping[str, Answers], teacher: str) -> dict[str, int]:

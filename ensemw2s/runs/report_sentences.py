@@ -137,6 +137,14 @@ def caveats(results: Results, level: float = 0.95) -> list[str]:
             "The ensemble that voted has one member (T = 1): here the comparison of ensemble and single "
             "model says nothing about voting."
         )
+    first = (results.get("diagnostics") or {}).get("first_member")
+    if first is not None and first["low"] > 0:
+        better = f"{points(first['difference'])} points, {points(first['low'])} to {points(first['high'])}"
+        notes.append(
+            f"The single model is the first member, and on easy_val member {first['best'] + 1} alone is better ({better}): what the "
+            'ensemble gains over the single model is partly that. See "Other ways to vote" for the best member alone, and put its '
+            "model first in weak.models for a fair comparison."
+        )
     if compared_splits(results):
         notes.append(
             f"The {level * 100:.4g} % intervals say how far a number could move with other test questions. "

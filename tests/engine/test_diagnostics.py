@@ -144,6 +144,16 @@ def test_they_are_plain_json(run: api.RunResult) -> None:
     assert "Shared errors on test" in text
 
 
+def test_the_first_member_is_held_against_the_best(run: api.RunResult) -> None:
+    found = run.results["diagnostics"]["first_member"]
+    # Of the two that vote.
+    first, second = found["accuracies"]
+    assert first == pytest.approx(run.results["weak_single"]["easy_val"]["value"])
+    assert found["best"] == int(second > first)
+    assert found["difference"] == pytest.approx(max(first, second) - first)
+    assert found["low"] <= found["difference"] <= found["high"]
+
+
 def test_the_configured_vote_is_one_of_the_ways_to_vote(run: api.RunResult) -> None:
     (own,) = [row for row in run.results["diagnostics"]["votes"] if row["configured"]]
     assert (own["label_model"], own["calibrate"]) == ("weighted", False)

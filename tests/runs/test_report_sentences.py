@@ -127,3 +127,18 @@ def test_pgr_has_its_interval_or_says_why_not(results: dict[str, Any]) -> None:
     assert (
         "undefined (the interval of ceiling - single is not above 0)" in sentences.pgr_sentences(results)[1]
     )
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.01, True), (-0.01, False)])
+def test_a_single_model_that_is_not_the_best_is_pointed_out(
+    results: dict[str, Any], low: float, said: bool
+) -> None:
+    results["diagnostics"]["first_member"] = {
+        "accuracies": [0.6, 0.7],
+        "best": 1,
+        "difference": 0.1,
+        "low": low,
+        "high": 0.2,
+    }
+    text = " ".join(sentences.caveats(results))
+    assert ("on easy_val member 2 alone is better (+10.0 points, +1.0 to +20.0)" in text) is said
