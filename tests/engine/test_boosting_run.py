@@ -222,3 +222,28 @@ def test_a_member_scores_what_nobody_waits_for_while_the_next_one_trains(
     assert asked[0] < asked[1] < waited[0] < waited[1]
     # On different supervisors, so that the one does not wait for the other.
     assert pool.notes[asked[0]][1] != pool.notes[asked[1]][1]
+
+
+@pytest.mark.parametrize(("steps", "n_rows"), [(2, 6), (8, 10)])
+def test_the_warm_up_of_the_prior_is_so_many_steps(steps: int, n_rows: int, tmp_path: Path) -> None:
+    """On random samples, each once, others for another model; on all where there are fewer."""
+    errors = object.__new__(UnitErrors)
+    errors._config = BoostingConfig(prior="warmup", prior_warmup_steps=steps)
+    offsets = np.arange(0, 22, 2)
+    errors._train = SimpleNamespace(
+        samples=list(range(10)), of_member=lambda index: SimpleNamespace(target_offsets=offsets)
+    )
+    training = SimpleNamespace(batch_size=3)
+    config = SimpleNamespace(seed=5, weak=SimpleNamespace(training=training))
+    errors._ctx = SimpleNamespace(config=config, store=SimpleNamespace(scratch=lambda name: tmp_path / name))
+    tasks: list[Any] = []
+    outcome = SimpleNamespace(result=lambda: SimpleNamespace(seconds=1.0, tokens=2, flops=3.0, device="cpu"))
+    errors._pool = SimpleNamespace(submit=lambda slot, method, task: tasks.append(task) or outcome)
+    for index in (0, 1):
+        errors._warm_up(index)
+    for task in tasks:
+        assert len(np.unique(task.rows)) == len(task.rows) == n_rows
+        assert task.epochs == 1
+        np.testing.assert_array_equal(task.weights, np.ones(2 * n_rows))
+        np.testing.assert_array_equal(task.denominators, np.full(n_rows, 2.0))
+    assert (tasks[0].rows.tolist() == tasks[1].rows.tolist()) is (n_rows == 10)
