@@ -269,6 +269,7 @@ def test_label_refuses_what_it_cannot_write(refused: Any, tmp_path: Path) -> Non
     source = write_rows(tmp_path / "q.jsonl", rows())
     refused("label", str(tmp_path), "--input", source["path"], "--output", str(tmp_path / "out.xlsx"))
     refused("label", str(tmp_path), "--input", source["path"], "--output", str(tmp_path / "none" / "out.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["q.jsonl"]
 
 
 def test_a_dry_run_writes_nothing(

@@ -142,8 +142,8 @@ def caveats(results: Results, level: float = 0.95) -> list[str]:
         better = f"{points(first['difference'])} points, {points(first['low'])} to {points(first['high'])}"
         notes.append(
             f"The single model is the first member, and on easy_val member {first['best'] + 1} alone is better ({better}): what the "
-            'ensemble gains over the single model is partly that. See "Other ways to vote" for the best member alone, and put its '
-            "model first in weak.models for a fair comparison."
+            'ensemble gains over the single model is partly that. "Other ways to vote" has the best member alone; where '
+            "weak.models names several models, put its model first for a fair comparison."
         )
     if compared_splits(results):
         notes.append(
