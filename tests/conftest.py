@@ -26,7 +26,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_health_check_period_ms", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Runs of tests compute here: cuda on a machine with a GPU (`TEST_DEVICE=cuda pytest tests/engine`).
+TEST_DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+if TEST_DEVICE == "cpu":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # For the S3 server of the tests (tests/s3_server.py); Ray's workers have what is set here.
 os.environ.update(
     AWS_ACCESS_KEY_ID="tester",
@@ -55,12 +58,22 @@ def kills_nodes(path: str) -> bool:
     return "def kill_node" in _text(path)
 
 
+def _gpu_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _text(path: str) -> str:
     return (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests with Ray take longest, so they begin first; last among them those that others would suffer from."""
+    without_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if without_gpu and not _gpu_here():
+        for item in without_gpu:
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
 
     def order(item: pytest.Item) -> tuple[bool, bool]:
         path = item.nodeid.split("::")[0]
@@ -220,8 +233,11 @@ def make_tiny(tiny_weak: Path, tiny_strong: Path, tiny_questions: Path) -> MakeC
             "boosting": {"rounds": 2, "max_weight": 20.0},
             "vote": {"max_new_tokens": 6, "top_k": 8},
             "evaluation": {"resamples": 200},
-            "runtime": {"executor": "local", "device": "cpu", "threads": 1},
+            "runtime": {"executor": "local", "device": TEST_DEVICE, "threads": 1},
         }
+        if TEST_DEVICE != "cpu":
+            # The tolerances of the tests are those of float32, as on a processor.
+            config["weak"]["models"][0]["dtype"] = config["strong"]["model"]["dtype"] = "float32"
         for dotted, value in replace.items():
             *parents, last = dotted.split("__")
             section = config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +77,23 @@ def set_threads(n: int) -> int:
         raise ValueError(f"the number of threads is {n}, at least 1 is needed")
     torch.set_num_threads(n)
     return n
+
+
+@contextmanager
+def trainable_attention() -> Iterator[None]:
+    """Attention whose gradients can be trusted: cuDNN's is left out, which torch 2.11 and later take first on Hopper GPUs.
+
+    Its backward pass gives NaN where a mask is given, the padded length is 64 beyond a multiple of 128 and a row's scores are very
+    small (pytorch/pytorch issue 196678); pretrained models have such heads, so that a training failed after a few dozen steps.
+    """
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def describe_device(device: str) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from ensemw2s.config import TrainingConfig
 from ensemw2s.errors import TrainingDiverged
+from ensemw2s.models.device import trainable_attention
 from ensemw2s.models.heads import divided, takes_positions
 from ensemw2s.models.trainable import ActivationCache, FrozenPart
 from ensemw2s.training.backends import Backend
@@ -86,6 +87,7 @@ def weighted_loss_sum(
     return (values * targets.weights).sum()
 
 
+@trainable_attention()
 def fit(
     backend: Backend,
     data: TrainingSet,

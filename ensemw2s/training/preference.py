@@ -19,6 +19,7 @@ import torch
 
 from ensemw2s.config import PreferenceConfig, TrainingConfig
 from ensemw2s.errors import ConfigError, TrainingDiverged
+from ensemw2s.models.device import trainable_attention
 from ensemw2s.models.quiet import without_reports
 from ensemw2s.training.checkpoint import first_whole, seal
 
@@ -56,6 +57,7 @@ def check_installed() -> None:
         raise ConfigError('strong.preference needs the package trl: pip install "ensemw2s[preference]"')
 
 
+@trainable_attention()
 def prefer(
     model: Any,
     tokenizer: Any,

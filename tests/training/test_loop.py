@@ -160,6 +160,23 @@ def test_divergence_is_said(tiny_weak: Path) -> None:
         fit(TorchBackend(model, config), data, config, seed=0, pad_id=PAD)
 
 
+def test_attention_whose_gradients_are_wrong_is_left_out(tiny_weak: Path) -> None:
+    """And allowed again afterwards, when the training fails, too."""
+    data, config = data_of(4), TrainingConfig(epochs=1, batch_size=4, micro_batch_size=4)
+    seen: list[bool] = []
+
+    def look(done: int, total: int, loss: float) -> None:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        if done == total:
+            raise KeyboardInterrupt
+
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(KeyboardInterrupt):
+        fit(TorchBackend(model_of(tiny_weak), config), data, config, seed=0, pad_id=PAD, progress=look)
+    assert seen == [False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_the_head_runs_where_there_is_a_loss(tiny_strong: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masked and padded positions are left out, and neither loss nor gradients change."""
     model = model_of(tiny_strong)
