@@ -103,6 +103,12 @@ def check_cluster(config: ExperimentConfig) -> tuple[SupervisorPlan, tuple[int, 
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     runtime = config.runtime
     plan = plan_supervisors(runtime, config.boosting.rounds, ray.cluster_resources())
+    if min(runtime.member_workers, plan.size) > 1 and 0 < plan.gpus < 1:
+        raise ResourceError(
+            f"runtime.member_workers {runtime.member_workers}: supervisors with {plan.gpus:g} GPU each (runtime.gpus_per_supervisor) may "
+            "share one, and NCCL lets only processes with a GPU of their own train together: set runtime.gpus_per_supervisor=1, or "
+            "leave out runtime.member_workers"
+        )
     check_fits(
         "the weak supervisors",
         plan.bundles,

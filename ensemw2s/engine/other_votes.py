@@ -10,7 +10,7 @@ from ensemw2s.core.label_models import LABEL_MODELS
 from ensemw2s.core.metrics import paired_bootstrap
 from ensemw2s.engine.answers import Ensemble
 from ensemw2s.engine.context import RunContext
-from ensemw2s.engine.votes import VoteRule, read_scores, vote
+from ensemw2s.engine.votes import Known, VoteRule, read_scores, vote
 
 #: Ways to vote that are compared. A temperature changes no member's own choice: for those that count choices it moves ties alone.
 RULES = tuple(
@@ -43,14 +43,15 @@ def other_votes(ctx: RunContext, voters: Ensemble) -> list[dict[str, Any]]:
     rules = RULES if own in RULES else (own, *RULES)
     members = list(voters.systems)
     found: dict[VoteRule, dict[str, dict[str, float]]] = {rule: {} for rule in rules}
+    known = Known.of(ctx, members, voters.alphas, ctx.config.vote.choice_score)
     e = ctx.config.evaluation
     for split in ("easy_val", "hard_train", *ctx.test_splits):
         data = ctx.splits[split]
         scores = np.stack([read_scores(ctx, system, split) for system in members])
         right = {
-            rule: (vote(ctx, members, voters.alphas, data, scores, rule=rule).index == data.answers).astype(
-                float
-            )
+            rule: (
+                vote(ctx, members, voters.alphas, data, scores, rule=rule, known=known).index == data.answers
+            ).astype(float)
             for rule in rules
             if rule == own or rule.label_model != "glad" or len(data.samples) <= LARGEST_GLAD
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,27 @@ class VoteRule:
     def of(cls, config: VoteConfig) -> VoteRule:
         """The configured one."""
         return cls(config.label_model, config.calibrate)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What label models are fitted to: the members' choices of easy_val, with its truth."""
+
+    votes: ChoiceVotes
+    truth: np.ndarray
+
+    @classmethod
+    def of(cls, ctx: RunContext, systems: Sequence[str], alphas: np.ndarray, how: ScoreHow) -> Known:
+        """As the run stored it."""
+        data = ctx.splits["easy_val"]
+        logprobs = np.stack([read_scores(ctx, s, "easy_val") for s in systems])
+        return cls(_choice_votes(alphas, data, logprobs, how), data.answers)
+
+    @cached_property
+    def temperatures(self) -> list[float]:
+        """One a member (``vote.calibrate``)."""
+        fits = [fit_temperature(member, self.votes.offsets, self.truth) for member in self.votes.logprobs]
+        return [fit.temperature for fit in fits]
 
 
 def voting_splits(ctx: RunContext) -> list[str]:
@@ -171,6 +193,7 @@ def vote(
     logprobs: np.ndarray,
     how: ScoreHow | None = None,
     rule: VoteRule | None = None,
+    known: Known | None = None,
 ) -> ChoiceAnswers:
     """The answers of a vote; by default weighted, each choice scored by its tokens under the members' mixture
     (EnsemW2S, arXiv 2410.04571), else by the configured label model (:mod:`ensemw2s.core.label_models`).
@@ -182,19 +205,16 @@ def vote(
         logprobs: (T, n choice tokens) the members' log-probabilities. With one member there is nothing to vote on.
         how: score of a choice, by default the configured one.
         rule: label model and calibration, by default the configured ones.
+        known: what the label model is fitted to, where several votes of these members share it.
     """
     rule, how = rule or VoteRule.of(ctx.config.vote), how or ctx.config.vote.choice_score
     if len(systems) == 1 or (rule.label_model == "weighted" and not rule.calibrate):
         return answer_choices(ctx, data, mixture_logprob(logprobs, alphas), how)
-    votes = _choice_votes(alphas, data, logprobs, how)
-    known_data = ctx.splits["easy_val"]
-    known_logprobs = np.stack([read_scores(ctx, s, "easy_val") for s in systems])
-    known, truth = _choice_votes(alphas, known_data, known_logprobs, how), known_data.answers
+    known = known or Known.of(ctx, systems, alphas, how)
+    votes, fitted_to = _choice_votes(alphas, data, logprobs, how), known.votes
     if rule.calibrate:
-        fits = [fit_temperature(member, known.offsets, truth) for member in known.logprobs]
-        temperatures = [fit.temperature for fit in fits]
-        votes, known = votes.calibrated(temperatures), known.calibrated(temperatures)
-    return ChoiceAnswers.of(label(rule.label_model, votes, Validation(known, truth)))
+        votes, fitted_to = (v.calibrated(known.temperatures) for v in (votes, fitted_to))
+    return ChoiceAnswers.of(label(rule.label_model, votes, Validation(fitted_to, known.truth)))
 
 
 def _choice_votes(alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray, how: ScoreHow) -> ChoiceVotes:

@@ -137,12 +137,17 @@ def caveats(results: Results, level: float = 0.95) -> list[str]:
             "The ensemble that voted has one member (T = 1): here the comparison of ensemble and single "
             "model says nothing about voting."
         )
-    first = (results.get("diagnostics") or {}).get("first_member")
+    diagnostics = results.get("diagnostics") or {}
+    first = diagnostics.get("first_member")
     if first is not None and first["low"] > 0:
         better = f"{points(first['difference'])} points, {points(first['low'])} to {points(first['high'])}"
+        # Of members that were merged into one model there is no vote.
+        alone = (
+            '"Other ways to vote" has the best member alone; where' if diagnostics.get("votes") else "Where"
+        )
         notes.append(
             f"The single model is the first member, and on easy_val member {first['best'] + 1} alone is better ({better}): what the "
-            'ensemble gains over the single model is partly that. "Other ways to vote" has the best member alone; where '
+            f"ensemble gains over the single model is partly that. {alone} "
             "weak.models names several models, put its model first for a fair comparison."
         )
     if compared_splits(results):

@@ -118,6 +118,21 @@ def test_more_gpus_than_there_are(ray_cluster: None, make_tiny: MakeConfig, tmp_
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+def test_supervisors_on_one_gpu_cannot_train_a_member_together(
+    ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path
+) -> None:
+    from ensemw2s.cluster.runner import check_cluster
+
+    def config(**runtime: Any) -> ExperimentConfig:
+        plain = make_tiny(tmp_path, **SETTINGS, runtime={**ON_RAY, "device": "auto", **runtime})
+        return ExperimentConfig.model_validate(plain)
+
+    check_cluster(config(member_workers=2))
+    check_cluster(config(member_workers=2, supervisors=1, gpus_per_supervisor=0.5))
+    with pytest.raises(ResourceError, match="member_workers 2: supervisors with 0.5 GPU each"):
+        check_cluster(config(member_workers=2, gpus_per_supervisor=0.5))
+
+
 def test_supervisors_may_be_kept_where_there_is_room_for_students_beside_them(
     ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path
 ) -> None:

@@ -142,3 +142,9 @@ def test_a_single_model_that_is_not_the_best_is_pointed_out(
     }
     text = " ".join(sentences.caveats(results))
     assert ("on easy_val member 2 alone is better (+10.0 points, +1.0 to +20.0)" in text) is said
+    # Members that were merged have no other ways to vote to look at.
+    assert ("Other ways to vote" in text) is (said and bool(results["diagnostics"].get("votes")))
+    results["diagnostics"]["votes"] = []
+    merged = " ".join(sentences.caveats(results))
+    assert "Other ways to vote" not in merged
+    assert ("put its model first" in merged) is said
