@@ -162,14 +162,18 @@ def build_parser() -> argparse.ArgumentParser:
         "sweep", help="one experiment with many settings, chosen on validation (Ray Tune)", allow_abbrev=False
     )
     sweep.add_argument("config", help="YAML file of the sweep, for example configs/sweep.yaml")
-    sweep.add_argument("overrides", nargs="*", help=EPILOG)
+    sweep.add_argument("overrides", nargs="*", help=f"{EPILOG} Fields of the sweep, too: samples=20")
     sweep.set_defaults(function=_sweep)
 
     compare = commands.add_parser(
         "compare", help="several ways to make the ensemble, several seeds, one table", allow_abbrev=False
     )
     compare.add_argument("config", help="YAML file of the comparison, for example configs/compare.yaml")
-    compare.add_argument("overrides", nargs="*", help=EPILOG)
+    compare.add_argument(
+        "overrides",
+        nargs="*",
+        help="Fields of the experiment and of the comparison: key=value or --key value, for example boosting.rounds=4 or seeds=[0,1,2].",
+    )
     compare.add_argument(
         "--dry-run", action="store_true", help="check every variant and estimate what it adds; writes nothing"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ensemw2s.comparisons.config import Comparison, load_comparison
 from ensemw2s.comparisons.plan import check_variants
-from ensemw2s.config import identity_differences
+from ensemw2s.config import completed_identity, identity_differences
 from ensemw2s.errors import ResourceError, RunDirectoryError, UserError
 from ensemw2s.runs.store import directory_errors, write_atomic
 
@@ -33,7 +33,12 @@ def compare(path: str, overrides: Sequence[str], *, dry_run: bool = False) -> in
     from ensemw2s.comparisons.table import build_table
     from ensemw2s.comparisons.votes import vote_tables
 
-    first = next(iter(results.values()))[0]
+    reference, given = next(iter(comparison.config.variants)), next(iter(results))
+    if reference in failed:
+        failed[reference] += (
+            f"; the single model, its student and the baselines of the tables are those of {given}"
+        )
+    first = results[given][0]
     tests = [s for s in first["splits"] if s not in ("easy_train", "easy_val", "hard_train")]
     splits = [*tests, "easy_val"]
     tables = [build_table(comparison, results, folders, split) for split in splits]
@@ -119,7 +124,9 @@ def check_claim(comparison: Comparison) -> bool:
             )
         return True
     ours, theirs = _meaning(comparison), json.loads(path.read_text(encoding="utf-8"))
-    differences = identity_differences(theirs["base"], json.loads(json.dumps(ours["base"])))
+    differences = identity_differences(
+        completed_identity(theirs["base"]), json.loads(json.dumps(ours["base"]))
+    )
     old, new = list(theirs["variants"].items()), list(comparison.config.variants.items())
     if old[: len(new)] != new[: len(old)]:
         differences.append("variants in another order, or with other fields: add new ones at the end")

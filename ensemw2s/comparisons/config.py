@@ -11,7 +11,14 @@ from pydantic import Field, model_validator
 
 from ensemw2s.config import ExperimentConfig, Section
 from ensemw2s.errors import ConfigError
-from ensemw2s.settings import assignments, config_from_mapping, read_base, read_study
+from ensemw2s.settings import (
+    absolute_paths,
+    assignments,
+    config_from_mapping,
+    read_base,
+    read_study,
+    split_study,
+)
 
 Value = int | float | str | bool | None | list[Any] | dict[str, Any]
 Changes = dict[str, Value]
@@ -107,9 +114,9 @@ class Comparison:
         if index:
             # The table takes them from the first variant's runs; a student of random noise for each would be a training for nothing.
             placed.append("evaluation.baselines=[]")
-        return config_from_mapping(
-            self.base.model_dump(mode="json"), [*assignments(self.config.variants[variant]), *placed]
-        )
+        changes = [*assignments(self.config.variants[variant]), *placed]
+        # A variant may name models of its own.
+        return absolute_paths(config_from_mapping(self.base.model_dump(mode="json"), changes))
 
 
 def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparison:
@@ -117,13 +124,15 @@ def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparis
 
     Args:
         path: a YAML file.
-        overrides: ``key=value`` for fields of the experiment.
+        overrides: ``key=value`` for fields of the experiment, and of the comparison (``seeds=[0,1]``, ``name=...``).
 
     Raises:
         ConfigError: with one line for every problem.
     """
-    config = read_study(path, ComparisonConfig, "comparison")
-    comparison = Comparison(config, read_base(path, config.base, config.set, overrides))
+    one_for_all = {"seed": "a comparison has seeds for all its runs: give seeds=[0, 1], for example"}
+    changes, of_experiment = split_study(ComparisonConfig, overrides, one_for_all)
+    config = read_study(path, ComparisonConfig, "comparison", changes)
+    comparison = Comparison(config, read_base(path, config.base, config.set, of_experiment))
     problems: list[str] = []
     for name in config.variants:
         try:

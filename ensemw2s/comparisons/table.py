@@ -195,7 +195,10 @@ def _weak_flops(results: dict[str, Any]) -> float:
 
 def _single_flops(results: dict[str, Any], n_models: int) -> float:
     """FLOPs of the single model, the first member that was kept, alone: those of the ensemble are more."""
-    attempt = next(i for i, member in enumerate(results["members"]) if member["kept"])
+    lost = {int(member["attempt"]) for member in results.get("lost_members", ())}
+    # Results of earlier versions do not name the attempt, which is the place unless a member was lost.
+    attempts = ((member.get("attempt", i), member["kept"]) for i, member in enumerate(results["members"]))
+    attempt = next(i for i, kept in attempts if kept and i not in lost)
     name = f"member-{attempt:02d}"
     own = (f"prior-{attempt % n_models}", name, f"votes-{name}", f"answers-{name}")
     return sum(c["flops"] for stage, c in results["cost"].items() if stage in own)

@@ -22,8 +22,8 @@ from ensemw2s.config.experiment import (
     StrongConfig,
     VoteConfig,
     WeakConfig,
-    identity_differences,
 )
+from ensemw2s.config.identity import completed_identity, identity_differences
 from ensemw2s.config.models import LoraConfig, ModelConfig, StrongTrainingConfig, TrainingConfig, parse_layers
 from ensemw2s.config.preference import PreferenceConfig
 
@@ -50,6 +50,7 @@ __all__ = [
     "TrainingConfig",
     "VoteConfig",
     "WeakConfig",
+    "completed_identity",
     "identity_differences",
     "parse_layers",
 ]

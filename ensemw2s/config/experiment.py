@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -378,17 +377,3 @@ class ExperimentConfig(Section):
     def identity_hash(self) -> str:
         """SHA-256 of the identity, hexadecimal."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-
-
-def identity_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields that differ between two identities, as ``path: old -> new`` lines."""
-    lines: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += identity_differences(a, b, f"{prefix}{key}.")
-        elif a != b and not (
-            isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=0, abs_tol=0)
-        ):
-            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return lines

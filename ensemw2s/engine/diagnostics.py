@@ -75,9 +75,9 @@ def _first_member(ctx: RunContext, voters: Ensemble) -> dict[str, Any]:
     right = [correct(samples, model_answers(ctx, s, "easy_val")).astype(float) for s in voters.systems]
     accuracies = [float(own.mean()) for own in right]
     best = int(np.argmax(accuracies))
-    gap = paired_bootstrap(
-        right[best], right[0], n_resamples=e.resamples, seed=ctx.config.seed, level=e.level
-    )
+    # The best of several is chosen on the questions that it is then judged on: as many intervals hold at a time (Bonferroni).
+    level = 1.0 - (1.0 - e.level) / max(1, len(right) - 1)
+    gap = paired_bootstrap(right[best], right[0], n_resamples=e.resamples, seed=ctx.config.seed, level=level)
     return {
         "accuracies": accuracies,
         "best": best,

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from ensemw2s.config import ExperimentConfig, identity_differences
+from ensemw2s.config import ExperimentConfig, completed_identity, identity_differences
 from ensemw2s.config.uris import inside, is_uri
 from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
@@ -77,7 +76,7 @@ def check_directory(config: ExperimentConfig) -> RunStore:
     store.pull()
     folder = store.folder
     if store.exists:
-        differences = identity_differences(_completed(store.identity()), config.identity())
+        differences = identity_differences(completed_identity(store.identity()), config.identity())
         if differences:
             shown = "; ".join(differences[:5]) + (
                 f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -94,15 +93,6 @@ def check_directory(config: ExperimentConfig) -> RunStore:
             f"{folder} exists and holds no run: choose another name=... or runs_dir=..., or remove it"
         )
     return store
-
-
-def _completed(identity: dict[str, Any]) -> dict[str, Any]:
-    """A stored identity with the fields that later versions added, at their defaults: those mean what was done before."""
-    try:
-        return ExperimentConfig.model_validate({**identity, "name": "stored"}).identity()
-    except ValidationError:
-        # A field is gone or has another meaning: the difference is shown as it is.
-        return identity
 
 
 def prepare(config: ExperimentConfig) -> Prepared:

@@ -268,6 +268,7 @@ def versions() -> dict[str, str]:
 
 def _member(record: MemberRecord) -> dict[str, Any]:
     keys = (
+        "attempt",
         "round",
         "base",
         "error",
@@ -327,13 +328,15 @@ def _compare(ctx: RunContext, right: dict[str, np.ndarray], a: str, b: str) -> d
 
 def _cost(ctx: RunContext) -> dict[str, Any]:
     """Cost by stage; the many small scoring stages of one system are added up."""
+    # One split's name may end another's.
+    splits = sorted(ctx.splits.names(), key=len, reverse=True)
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, record in ctx.store.stages().items():
         if "cost" in record.info:
             kind, _, rest = name.partition("-")
             label = name
             if kind in ("votes", "answers"):
-                split = next((s for s in ctx.splits.names() if rest.endswith(f"-{s}")), "")
+                split = next((s for s in splits if rest.endswith(f"-{s}")), "")
                 label = f"{kind}-{rest.removesuffix(f'-{split}')}"
             groups.setdefault(label, []).append(record.info["cost"])
     return {label: add_costs(parts) for label, parts in groups.items()}

@@ -9,7 +9,7 @@ from ensemw2s.settings.deepspeed_file import load_deepspeed
 from ensemw2s.settings.help_text import FieldDoc, describe_fields, format_help, format_markdown
 from ensemw2s.settings.load import config_from_mapping, dump_config, load_config
 from ensemw2s.settings.paths import absolute_paths
-from ensemw2s.settings.study_file import assignments, read_base, read_study
+from ensemw2s.settings.study_file import assignments, read_base, read_study, split_study
 
 __all__ = [
     "FieldDoc",
@@ -24,4 +24,5 @@ __all__ = [
     "load_deepspeed",
     "read_base",
     "read_study",
+    "split_study",
 ]

@@ -14,6 +14,7 @@ from ensemw2s.config.uris import is_uri
 from ensemw2s.errors import ConfigError
 from ensemw2s.settings import fields
 from ensemw2s.settings.load import STUDIES, load_config
+from ensemw2s.settings.overrides import split_overrides
 from ensemw2s.settings.paths import absolute_paths
 from ensemw2s.settings.problems import refused
 from ensemw2s.settings.yaml_text import parse
@@ -21,13 +22,43 @@ from ensemw2s.settings.yaml_text import parse
 Study = TypeVar("Study", bound=BaseModel)
 
 
-def read_study(path: pathlib.Path | str, kind: type[Study], what: str) -> Study:
+def split_study(
+    kind: type[BaseModel], overrides: Sequence[str], refused: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Overrides of the study itself, as field -> value, and those of its experiment.
+
+    A field that both have is the experiment's, but for the name.
+
+    Args:
+        kind: of study.
+        overrides: as on the command line.
+        refused: fields of the experiment that the study says in another way, and which.
+
+    Raises:
+        ConfigError: one of `refused` is given.
+    """
+    found, problems = split_overrides(overrides)
+    if problems:
+        # Whoever reads the experiment says what is wrong with them.
+        return {}, list(overrides)
+    own = {name for name in kind.model_fields if name == "name" or name not in ExperimentConfig.model_fields}
+    wrong = [f"{o.key}: {refused[o.key]}" for o in found if refused and o.key in refused]
+    if wrong:
+        raise ConfigError(wrong)
+    values = {o.key: parse(o.text, f"override {o.key}").value for o in found if o.key in own}
+    return values, [f"{o.key}={o.text}" for o in found if o.key not in own]
+
+
+def read_study(
+    path: pathlib.Path | str, kind: type[Study], what: str, changes: Mapping[str, Any] | None = None
+) -> Study:
     """Read and check a study file.
 
     Args:
         path: a YAML file.
         kind: what it must hold.
         what: sweep or comparison, for messages.
+        changes: fields that have another value than in the file.
 
     Raises:
         ConfigError: with one line for every problem.
@@ -51,12 +82,11 @@ def read_study(path: pathlib.Path | str, kind: type[Study], what: str) -> Study:
     for other, (command, key) in STUDIES.items():
         if other != what and key in document.value and STUDIES[what][1] not in document.value:
             raise ConfigError(f"{path} is a {other}, not a {what}: use ensemw2s {command} {path}")
+    given = {**document.value, **(changes or {})}
     try:
-        return kind.model_validate(document.value)
+        return kind.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(
-            list(dict.fromkeys(_line(item, kind, document.value) for item in error.errors()))
-        ) from None
+        raise ConfigError(list(dict.fromkeys(_line(item, kind, given) for item in error.errors()))) from None
 
 
 def read_base(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ensemw2s.config import ExperimentConfig, Section
 from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, PositiveInt
 from ensemw2s.errors import ConfigError
-from ensemw2s.settings import assignments, config_from_mapping, read_base, read_study
+from ensemw2s.settings import assignments, config_from_mapping, read_base, read_study, split_study
 
 Bounds = tuple[float, float]
 Value = int | float | str | bool | None | list[Any] | dict[str, Any]
@@ -157,13 +157,15 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
 
     Args:
         path: a YAML file.
-        overrides: ``key=value`` for fields of the experiment.
+        overrides: ``key=value`` for fields of the experiment, and of the sweep (``samples=20``, ``name=...``); ``seed`` is the
+            experiment's.
 
     Raises:
         ConfigError: with one line for every problem.
     """
-    config = read_study(path, SweepConfig, "sweep")
-    sweep = Sweep(config, read_base(path, config.base, config.set, overrides))
+    changes, of_experiment = split_study(SweepConfig, overrides)
+    config = read_study(path, SweepConfig, "sweep", changes)
+    sweep = Sweep(config, read_base(path, config.base, config.set, of_experiment))
     _check_values(sweep)
     return sweep
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ensemw2s.cluster.shares import process_share
-from ensemw2s.config import identity_differences
+from ensemw2s.config import completed_identity, identity_differences
 from ensemw2s.errors import ConfigError, RunDirectoryError
 from ensemw2s.runs.store import directory_errors, write_atomic
 from ensemw2s.sweeps.config import ParameterConfig, Sweep
@@ -121,7 +121,7 @@ def _claim(sweep: Sweep) -> None:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         differences = [
             *identity_differences(theirs["sweep"], json.loads(json.dumps(ours["sweep"]))),
-            *identity_differences(theirs["base"], json.loads(json.dumps(ours["base"]))),
+            *identity_differences(completed_identity(theirs["base"]), json.loads(json.dumps(ours["base"]))),
         ]
         if differences:
             raise RunDirectoryError(

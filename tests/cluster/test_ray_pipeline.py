@@ -129,7 +129,7 @@ def test_supervisors_on_one_gpu_cannot_train_a_member_together(
 
     check_cluster(config(member_workers=2))
     check_cluster(config(member_workers=2, supervisors=1, gpus_per_supervisor=0.5))
-    with pytest.raises(ResourceError, match="member_workers 2: supervisors with 0.5 GPU each"):
+    with pytest.raises(ResourceError, match=r"member_workers 2: supervisors with 0\.5 GPU each"):
         check_cluster(config(member_workers=2, gpus_per_supervisor=0.5))
 
 

@@ -78,6 +78,60 @@ def test_baselines_are_those_of_the_first_variant(make_tiny: MakeConfig, tmp_pat
     assert comparison.run("bagged", 3).evaluation.baselines == ()
 
 
+def test_overrides_may_be_of_the_comparison(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    given = ["seeds=[7, 8]", "--name", "other", "boosting.rounds=1", "runs_at_once=auto"]
+    comparison = load_comparison(write(tmp_path, make_tiny), given)
+    assert (comparison.config.seeds, comparison.config.runs_at_once) == ((7, 8), "auto")
+    assert comparison.folder == tmp_path / "runs" / "other"
+    assert comparison.run("bagged", 8).boosting.rounds == 1
+    for wrong, message in (
+        ("seed=7", r"^seed: a comparison has seeds for all its runs: give seeds=\[0, 1\]"),
+        ("seeds=[1, 1]", "a seed stands twice"),
+        ("seeds=a", '^seeds: "a" is not allowed'),
+        ("sedes=[1]", "sedes: unknown key"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_comparison(tmp_path / "compare.yaml", [wrong])
+
+
+def test_models_of_a_variant_lie_beside_its_own_folder(
+    make_tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the experiment: a process of the cluster may have another working directory."""
+    (tmp_path / "weak").symlink_to(make_tiny(tmp_path)["weak"]["models"][0]["path"])
+    monkeypatch.chdir(tmp_path)
+    models = {"weak.models": [{"path": "weak"}]}
+    comparison = load_comparison(write(tmp_path, make_tiny, variants={"boosted": {}, "other": models}))
+    assert comparison.run("other", 3).weak.models[0].path == str(tmp_path / "weak")
+
+
+def test_a_first_variant_without_a_result(
+    make_tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others are compared with the one after it, and that is said."""
+    # What learns nothing is no better than the prior.
+    variants = {"hopeless": {"weak.training.learning_rate": 1e-9}, "bagged": {"boosting.method": "bagging"}}
+    path = write(tmp_path, make_tiny, variants=variants, seeds=[3])
+    assert cli.main(["compare", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "left out: hopeless: seed 3: " in said
+    assert "; the single model, its student and the baselines of the tables are those of bagged\n" in said
+    assert "bagged (2 members)" in said
+
+
+def test_a_comparison_of_an_earlier_version_goes_on(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    """Fields that it did not know have their defaults."""
+    comparison = load_comparison(write(tmp_path, make_tiny))
+    claim(comparison)
+    path = comparison.folder / "runs.json"
+    stored = json.loads(path.read_text())
+    del stored["base"]["vote"]["calibrate"]
+    path.write_text(json.dumps(stored))
+    claim(comparison)
+    with pytest.raises(RunDirectoryError, match=r"vote\.calibrate: False -> True"):
+        claim(load_comparison(tmp_path / "compare.yaml", ["vote.calibrate=true"]))
+
+
 def accuracy(folder: Path, system: str) -> float:
     rows = pq.read_table(folder / "predictions" / "test.parquet").to_pylist()
     return float(np.mean([row[system] == row["truth"] for row in rows]))
@@ -249,6 +303,10 @@ def test_flops_of_the_single_model_are_those_of_the_first_member_that_was_kept()
     # The second attempt has the second of two models.
     assert _single_flops({"members": members, "cost": cost}, 2) == 10.0 + 1e3 + 1e4
     assert _single_flops({"members": members, "cost": cost}, 1) == 1.0 + 1e3 + 1e4
+    # The first attempt was lost before it was there, and the second after its training.
+    named = [{"kept": True, "attempt": 1}, {"kept": True, "attempt": 2}]
+    lost = [{"attempt": 0}, {"attempt": 1}]
+    assert _single_flops({"members": named, "cost": cost, "lost_members": lost}, 1) == 1.0 + 1e5 + 1e6
 
 
 def test_an_error_of_a_run_on_the_cluster_is_shown_and_a_lost_process_told_apart(

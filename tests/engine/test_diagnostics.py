@@ -15,6 +15,7 @@ import pytest
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.data.samples import Sample
+from ensemw2s.engine import diagnostics
 from ensemw2s.engine.answers import Answers
 from ensemw2s.engine.diagnostics import _imitation
 
@@ -152,6 +153,28 @@ def test_the_first_member_is_held_against_the_best(run: api.RunResult) -> None:
     assert found["best"] == int(second > first)
     assert found["difference"] == pytest.approx(max(first, second) - first)
     assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_the_best_of_several_has_a_wider_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was chosen on the same questions: 95 % of all T - 1 intervals at a time (Bonferroni)."""
+    levels: list[float] = []
+    real = diagnostics.paired_bootstrap
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        levels.append(kwargs["level"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(diagnostics, "paired_bootstrap", noting)
+    monkeypatch.setattr(diagnostics, "correct", lambda samples, answers: np.array([answers == "b", True]))
+    monkeypatch.setattr(diagnostics, "model_answers", lambda ctx, system, split: system)
+    ctx: Any = SimpleNamespace(
+        splits={"easy_val": SimpleNamespace(samples=[])},
+        config=SimpleNamespace(evaluation=SimpleNamespace(resamples=50, level=0.95), seed=0),
+    )
+    for systems in (("a",), ("a", "b"), ("a", "b", "c", "d", "e")):
+        found = diagnostics._first_member(ctx, SimpleNamespace(systems=systems))  # type: ignore[arg-type]
+        assert found["best"] == (systems.index("b") if "b" in systems else 0)
+    assert levels == pytest.approx([0.95, 0.95, 0.9875])
 
 
 def test_the_configured_vote_is_one_of_the_ways_to_vote(run: api.RunResult) -> None:

@@ -14,7 +14,7 @@ from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.core.metrics import Interval
 from ensemw2s.engine.pool import LocalExecutor
-from ensemw2s.engine.results import _compare
+from ensemw2s.engine.results import _compare, _cost
 from ensemw2s.engine.tasks import StudentTask
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -95,4 +95,25 @@ def test_students_of_labels_ask_their_own_teacher_and_those_of_the_truth_nobody(
         "on_easy": None,
         "single": "single",
         "ensemble": "ensemble",
+    }
+
+
+def test_costs_of_a_split_whose_name_ends_another_are_those_of_the_system() -> None:
+    def stage(seconds: float) -> Any:
+        return SimpleNamespace(info={"cost": {"seconds": seconds, "tokens": 1, "flops": 2.0, "device": "d"}})
+
+    stages = {
+        "member-00": stage(8.0),
+        "votes-member-00-test": stage(1.0),
+        "votes-member-00-hard-test": stage(2.0),
+        "votes-member-00-easy_val": stage(4.0),
+    }
+    ctx: Any = SimpleNamespace(
+        store=SimpleNamespace(stages=lambda: stages),
+        splits=SimpleNamespace(names=lambda: ["easy_val", "test", "hard-test"]),
+    )
+    cost = _cost(ctx)
+    assert {name: found["seconds"] for name, found in cost.items()} == {
+        "member-00": 8.0,
+        "votes-member-00": 7.0,
     }

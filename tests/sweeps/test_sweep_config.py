@@ -31,6 +31,11 @@ def test_a_trial_is_the_base_with_its_values(make_tiny: MakeConfig, tmp_path: Pa
     assert trial.runs_dir == str(tmp_path / "runs" / "s" / "trials")
     assert sweep.trial({"boosting.learning_rate": 1.0}, name="a").identity() == sweep.base.identity()
     assert sweep.cache == str(tmp_path / "runs" / "s" / "cache")
+    own = load_sweep(tmp_path / "sweep.yaml", ["samples=4", "name=other", "trials_at_once=2"])
+    assert (own.config.samples, own.config.trials_at_once, own.config.seed) == (4, 2, 0)
+    assert own.trial({"boosting.learning_rate": 0.5}, name="a").runs_dir == str(
+        tmp_path / "runs" / "other" / "trials"
+    )
     given = load_sweep(tmp_path / "sweep.yaml", ["runtime.cache=/elsewhere/work"])
     assert given.cache == "/elsewhere/work"
 
