@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-demo ## the whole pipeline on a small real model, offli
 	$(BIN)/ensemw2s run configs/demo.yaml
 
 # The demo's model and question generator are tested, too.
-test: $(VENV)/.installed-demo ## set up and run all tests, in two processes
+test: $(VENV)/.installed-demo ## set up and run the tests but the long ones, in two processes
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-long: $(VENV)/.installed-demo ## the tests of a minute and more that "make test" leaves out

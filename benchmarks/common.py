@@ -20,7 +20,8 @@ _HEAD = """# Benchmarks
 
 Written by the programs in `benchmarks/` (`python -m benchmarks.NAME`, from the repository's root); each replaces its own section.
 Contenders run by turns in one process tree, and a ratio is that of their medians, so that what else the machine does
-meets both. `--quick` runs a program on tiny models in seconds and writes nothing.
+meets both. `--quick` runs a program on tiny models in seconds and writes nothing. Of paths in
+the commands only the last part is shown.
 """
 
 
