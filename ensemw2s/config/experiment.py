@@ -95,7 +95,7 @@ class VoteConfig(Section):
     ] = Field(
         "weighted",
         description="how members' choices become one: weighted by the member weights (EnsemW2S), equal, one vote each, geometric "
-        "mean, the best on easy_val, weights fitted on easy_val, or EM without truth; others than weighted need multiple choice",
+        "mean, the best on easy_val, weights fitted on easy_val, or EM without truth; all but the first two need multiple choice",
     )
     combine: Literal["predictions", "weights", "ties", "dare_ties"] = Field(
         "predictions",

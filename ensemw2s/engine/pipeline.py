@@ -370,13 +370,18 @@ class Pipeline:
 
 
 def kept_ensemble(ctx: RunContext, records: list[MemberRecord]) -> Ensemble:
-    """The kept members, in order, without those that were lost since."""
+    """The kept members, in order, without those that were lost since.
+
+    Free answers are voted token by token with these weights, so that a uniform vote is one of equal weights; choices have their
+    label model.
+    """
     lost = lost_attempts(ctx.store)
     kept = [r for r in records if r.kept and r.attempt not in lost]
+    equal = ctx.config.vote.label_model == "uniform" and not ctx.multiple_choice
     return Ensemble(
         tuple(f"member-{r.attempt:02d}" for r in kept),
         tuple(r.ref(ctx.run_dir) for r in kept),
-        np.array([r.alpha for r in kept]),
+        np.array([1.0 if equal else r.alpha for r in kept]),
     )
 
 

@@ -116,11 +116,11 @@ def prepare(config: ExperimentConfig) -> Prepared:
             "boosting.unit choice needs multiple-choice data: this data has no choices; use token, window or sample"
         )
     if splits.samples["easy_train"][0].choices is None and (
-        config.vote.label_model != "weighted" or config.vote.calibrate
+        config.vote.label_model not in ("weighted", "uniform") or config.vote.calibrate
     ):
         raise ConfigError(
             f"vote.label_model {config.vote.label_model} with calibrate {str(config.vote.calibrate).lower()} needs multiple-choice data: "
-            "this data has no choices; use weighted without calibrate"
+            "this data has no choices; use weighted or uniform, without calibrate"
         )
     if splits.samples["easy_train"][0].choices is None and config.labels.keep_by == "agreement":
         raise ConfigError(

@@ -18,7 +18,7 @@ from ensemw2s import cli
 from ensemw2s.cluster.shares import process_share
 from ensemw2s.comparisons.at_once import _outcome
 from ensemw2s.comparisons.command import claim
-from ensemw2s.comparisons.config import load_comparison
+from ensemw2s.comparisons.config import VARIANTS, load_comparison
 from ensemw2s.comparisons.plan import check_variants
 from ensemw2s.comparisons.table import _single_flops
 from ensemw2s.comparisons.votes import vote_tables
@@ -92,6 +92,22 @@ def test_overrides_may_be_of_the_comparison(make_tiny: MakeConfig, tmp_path: Pat
     ):
         with pytest.raises(ConfigError, match=message):
             load_comparison(tmp_path / "compare.yaml", [wrong])
+
+
+def test_the_variants_of_a_file_without_any_suit_every_task(
+    make_tiny: MakeConfig, tmp_path: Path, free_questions: Path
+) -> None:
+    for name, settings in (
+        ("choices", {}),
+        ("free", {"data__pool": {"kind": "file", "path": str(free_questions)}}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write(folder, make_tiny, variants=None)
+        (folder / "base.yaml").write_text(yaml.safe_dump(make_tiny(folder, **TINY, **settings)))
+        comparison = load_comparison(path)
+        assert list(comparison.config.variants) == list(VARIANTS)
+        check_variants(comparison)
 
 
 def test_models_of_a_variant_lie_beside_its_own_folder(

@@ -14,9 +14,11 @@ from ensemw2s.core.label_models import (
     ChoiceVotes,
     Validation,
     best_single,
+    dawid_skene,
     em_weights,
     fit_mixture_weights,
     geometric,
+    glad,
     label,
     plurality,
     uniform,
@@ -47,6 +49,30 @@ def test_probabilities_are_normalized_within_each_question():
     np.testing.assert_allclose(np.exp(votes.logprobs), [[0.25, 0.25, 0.5, 0.75, 0.25]])
     np.testing.assert_array_equal(votes.answers, [[2, 0]])
     np.testing.assert_array_equal(votes.n_choices, [3, 2])
+
+
+def test_every_name_is_its_own_label_model():
+    """A question of three choices and one of two; member 0 alone is right about both (truth: 0 and 0)."""
+    own = np.array(PROBS)
+    truth = Validation(votes_of(), np.array([0, 0]))
+    powers = np.exp(np.array(ALPHAS) / 4 @ np.log(own))
+    fitted = np.array(em_weights(votes_of(), truth).soft)
+    expected = {
+        "weighted": [0.325, 0.425, 0.25, 0.65, 0.35],
+        "uniform": own.mean(axis=0),
+        "plurality": [1 / 3, 2 / 3, 0.0, 1 / 3, 2 / 3],
+        "geometric": np.concatenate([powers[:3] / powers[:3].sum(), powers[3:] / powers[3:].sum()]),
+        "best_single": PROBS[0],
+        # Member 0 gives the truth the highest probability of both questions: all weight is its.
+        "em_weights": PROBS[0],
+    }
+    assert {"dawid_skene", "glad", *expected} == set(LABEL_MODELS)
+    for name, soft in expected.items():
+        np.testing.assert_allclose(label(name, votes_of(), truth).soft, soft, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(fitted, PROBS[0], atol=1e-6)
+    for name, function in (("dawid_skene", dawid_skene), ("glad", glad)):
+        np.testing.assert_array_equal(label(name, votes_of(), truth).soft, function(votes_of()).soft, err_msg=name)
+    assert (label("glad", votes_of(), truth).soft != label("dawid_skene", votes_of(), truth).soft).any()
 
 
 def test_weighted_by_hand():

@@ -59,6 +59,25 @@ def test_a_run_whose_members_are_merged(make_tiny: MakeConfig, tmp_path: Path) -
     assert api.run(config).results == result.results
 
 
+@pytest.mark.parametrize(("rule", "equal"), [("weighted", False), ("uniform", True)])
+def test_the_average_is_as_heavy_as_the_votes_or_plain(
+    make_tiny: MakeConfig, tmp_path: Path, rule: str, equal: bool
+) -> None:
+    settings = {
+        "weak__training__epochs": 3,
+        "weak__training__learning_rate": 2e-2,
+        "boosting": {"rounds": 2, "prior": "unigram", "max_weight": 20.0},
+        "vote": {"rounds": "all", "combine": "weights", "label_model": rule},
+    }
+    config = api.as_config(ExperimentConfig.model_validate(make_tiny(tmp_path, **settings)))
+    result = api.run(config, until="labels")
+    records = load_records(RunContext(absolute_paths(config), RunStore(result.run_dir), lambda event: None))
+    alphas = np.array([r.alpha for r in records if r.kept])
+    assert alphas[0] != pytest.approx(alphas[1])
+    shares = RunStore(result.run_dir).require("merged").info["shares"]
+    np.testing.assert_allclose(shares, [0.5, 0.5] if equal else alphas / alphas.sum())
+
+
 @pytest.fixture(scope="module")
 def adapters(tiny_weak: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, list[Path]]:
     """Two adapters of rank 2 with random matrices."""

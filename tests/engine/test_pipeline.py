@@ -226,6 +226,25 @@ def test_free_generation(make_tiny: MakeConfig, tmp_path: Path, free_questions: 
     assert results["staged"]["test"][0] == pytest.approx(share)
 
 
+def test_free_answers_by_a_uniform_vote(
+    make_tiny: MakeConfig, tmp_path: Path, free_questions: Path
+) -> None:
+    """Token by token with equal weights, wherever the ensemble speaks."""
+    free = {"data__pool": {"kind": "file", "path": str(free_questions)}, **LEARNS}
+    weighted, uniform = (
+        run(make_tiny(tmp_path / rule, **free, vote__rounds="all", vote__label_model=rule))
+        for rule in ("weighted", "uniform")
+    )
+    alphas = [m["alpha"] for m in uniform.results["members"] if m["kept"]]
+    assert [m["alpha"] for m in weighted.results["members"] if m["kept"]] == alphas
+    np.testing.assert_allclose(api.load_ensemble(weighted.run_dir).alphas, alphas)
+    np.testing.assert_array_equal(api.load_ensemble(uniform.run_dir).alphas, np.ones(len(alphas)))
+    first, second = (
+        pq.read_table(r.run_dir / "labels/ensemble.parquet").column("confidence") for r in (weighted, uniform)
+    )
+    assert first != second
+
+
 def test_no_member_better_than_the_prior_ends_plainly(make_tiny: MakeConfig, tmp_path: Path) -> None:
     config = make_tiny(
         tmp_path,

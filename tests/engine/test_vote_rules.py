@@ -122,9 +122,9 @@ def test_each_member_is_calibrated_by_its_own_temperature(bagged: RunContext, mo
 
 def test_a_label_model_needs_choices(make_tiny: MakeConfig, free_questions: Path, tmp_path: Path) -> None:
     config = make_tiny(
-        tmp_path, data__pool={"kind": "file", "path": str(free_questions)}, vote__label_model="uniform"
+        tmp_path, data__pool={"kind": "file", "path": str(free_questions)}, vote__label_model="plurality"
     )
-    with pytest.raises(ConfigError, match=r"vote.label_model uniform .* needs multiple-choice data"):
+    with pytest.raises(ConfigError, match=r"vote.label_model plurality .* needs multiple-choice data"):
         api.run(ExperimentConfig.model_validate(config))
     assert not (tmp_path / "runs").exists()
 
