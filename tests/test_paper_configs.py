@@ -86,13 +86,13 @@ def small(path: Path, folder: Path, weak: Path, strong: Path) -> ExperimentConfi
     )
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_setting_can_be_prepared(setting: str, tmp_path: Path, tiny_weak: Path, tiny_strong: Path) -> None:
-    path = ROOT / "configs" / "paper" / f"{setting}-gpt2.yaml"
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_setting_can_be_prepared(path: Path, tmp_path: Path, tiny_weak: Path, tiny_strong: Path) -> None:
+    setting = path.stem.rpartition("-")[0]
     prepared = prepare(small(path, tmp_path, tiny_weak, tiny_strong))
     roles = prepared.splits.roles
     assert {"easy_train", "easy_val", "hard_train", "test"} < set(roles)
-    assert "out_of_distribution" in roles.values()
+    assert "further_test" in roles.values()
     if setting == "binary-easy-hard":
         easy = [s.difficulty for s in prepared.splits.samples["easy_train"]]
         hard = [s.difficulty for s in prepared.splits.samples["test"]]
@@ -215,6 +215,35 @@ def test_which_sets_take_the_place_of_a_pool(
             prepare(config)
     else:
         assert min(len(s) for s in prepare(config).splits.samples.values()) >= 3
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_doctor_and_a_dry_run_find_nothing_wrong(
+    path: Path,
+    local_sets: None,
+    tmp_path: Path,
+    tiny_weak: Path,
+    tiny_strong: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With tiny models and data sets of this machine in the place of the hub's."""
+    monkeypatch.chdir(tmp_path)
+    config = load_config(path, [])
+    if isinstance(config.data.pool, FileSource):
+        rated = load_source(BuiltinSource(name="sciq_binary"))
+        Path(config.data.pool.path).parent.mkdir()
+        pq.write_table(
+            samples_to_table([replace(s, difficulty=float(i)) for i, s in enumerate(rated)]),
+            config.data.pool.path,
+        )
+    # The tiny tokenizer has no token that begins a text.
+    given = [f"weak.models.0.path={tiny_weak}", f"strong.model.path={tiny_strong}", "data.max_length=128"]
+    given += ["data.add_bos=false"] if config.data.add_bos else []
+    assert cli.main(["doctor", str(path), *given]) == 0
+    assert cli.main(["run", str(path), "--dry-run", *given]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_doctor_says_what_is_not_reachable(

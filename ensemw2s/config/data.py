@@ -173,7 +173,8 @@ class DataConfig(Section):
     )
     easy: Source | None = Field(None, description="the labelled data set (given)")
     hard: Source | None = Field(
-        None, description="the data set to be labelled; its truth serves baselines and diagnostics only (given)"
+        None,
+        description="the data set to be labelled; its truth serves baselines and diagnostics only (given)",
     )
     test: Source | None = Field(None, description="test questions; default: a part of the hard side")
     extra_tests: dict[str, Source] = Field(

@@ -25,7 +25,7 @@ class Splits:
 
     Attributes:
         samples: each split's samples in the order of their source.
-        roles: train, validation, unlabeled, test or out_of_distribution, by split.
+        roles: train, validation, unlabeled, test or further_test, by split.
         report: what the check for repeated samples found.
     """
 
@@ -78,7 +78,7 @@ def make_splits(
     _check_nonempty(samples, "raise the number of samples or change data.split's fractions")
     samples, report = check_splits(samples, duplicates=data.duplicates)
     _check_nonempty(samples, "all of its samples stand in other splits too")
-    return Splits(samples, {name: _ROLES.get(name, "out_of_distribution") for name in samples}, report)
+    return Splits(samples, {name: _ROLES.get(name, "further_test") for name in samples}, report)
 
 
 def divide_pool(pool: Sequence[Sample], split: SplitConfig) -> tuple[list[Sample], list[Sample]]:

@@ -46,9 +46,7 @@ def ensure_merged(ctx: RunContext, pool: SupervisorPool, ensemble: Ensemble, sel
         # What a killed attempt left there.
         shutil.rmtree(output, ignore_errors=True)
         # A uniform vote has one for each, and so has the plain average.
-        alphas = (
-            np.ones_like(voters.alphas) if ctx.config.vote.label_model == "uniform" else voters.alphas
-        )
+        alphas = np.ones_like(voters.alphas) if ctx.config.vote.label_model == "uniform" else voters.alphas
         shares = (alphas / alphas.sum()).tolist()
         pool.submit(0, "merge_members", list(voters.refs), shares, output).result()
         ctx.commit(STAGE, {"members": list(voters.systems), "shares": shares})

@@ -129,7 +129,8 @@ def _check_hub(model: ModelConfig, source: ModelSource) -> None:
             raise ModelError(_hub_problem(model, None))
         raise ModelError(
             f"model {model.path!r} is no local folder, and the hub did not show safetensors weights for it: "
-            "check the name and the connection, or download the model and give its folder"
+            "check the name and the connection, name a revision that has them (revision: refs/pr/N), or convert the model "
+            "(docs/paper.md) and give its folder"
         )
 
 

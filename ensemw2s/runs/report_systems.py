@@ -135,6 +135,8 @@ SPLIT_ABOUT = {
     "validation": "labelled, easy; decides every choice that is made",
     "unlabeled": "hard; gets its labels from the weak models",
     "test": "read once, at the end; decides nothing",
+    "further_test": "a further test set; read once, at the end",
+    # As results of earlier versions have it, whatever the set was.
     "out_of_distribution": "a further test set; read once, at the end",
 }
 
@@ -150,9 +152,11 @@ def ordered_splits(names: Any) -> list[str]:
 
 
 def compared_splits(results: Results) -> list[str]:
-    """Splits that systems are compared on: role test or out_of_distribution, ``test`` first."""
+    """Splits that systems are compared on: role test or further test, ``test`` first."""
     roles = {name: split["role"] for name, split in results["splits"].items()}
-    return ordered_splits([name for name, role in roles.items() if role in ("test", "out_of_distribution")])
+    return ordered_splits(
+        [name for name, role in roles.items() if role in ("test", "further_test", "out_of_distribution")]
+    )
 
 
 def split_colors(results: Results) -> dict[str, str]:

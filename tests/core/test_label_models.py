@@ -71,7 +71,9 @@ def test_every_name_is_its_own_label_model():
         np.testing.assert_allclose(label(name, votes_of(), truth).soft, soft, atol=1e-6, err_msg=name)
     np.testing.assert_allclose(fitted, PROBS[0], atol=1e-6)
     for name, function in (("dawid_skene", dawid_skene), ("glad", glad)):
-        np.testing.assert_array_equal(label(name, votes_of(), truth).soft, function(votes_of()).soft, err_msg=name)
+        np.testing.assert_array_equal(
+            label(name, votes_of(), truth).soft, function(votes_of()).soft, err_msg=name
+        )
     assert (label("glad", votes_of(), truth).soft != label("dawid_skene", votes_of(), truth).soft).any()
 
 

@@ -132,7 +132,7 @@ def test_given_with_test_sets_carves_nothing_from_the_hard_side(write_jsonl: Wri
         "test": 4,
         "ood": 3,
     }
-    assert splits.roles["ood"] == "out_of_distribution"
+    assert splits.roles["ood"] == "further_test"
 
 
 def test_given_without_test_set_takes_it_from_the_hard_side(write_jsonl: WriteLines) -> None:

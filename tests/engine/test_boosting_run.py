@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ensemw2s import api
 from ensemw2s.config import BoostingConfig, ExperimentConfig
@@ -19,6 +20,9 @@ from ensemw2s.engine.pool import LocalExecutor
 from ensemw2s.engine.prepare import begin_run, check_directory, prepare
 from ensemw2s.engine.unit_errors import UnitErrors, build_units
 from ensemw2s.errors import UserError
+from ensemw2s.models.loading import load_model
+from ensemw2s.models.storage import load_saved
+from tests.conftest import SOUNDS
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -79,6 +83,61 @@ def test_units_and_reweighting(make_tiny: MakeConfig, tmp_path: Path, boosting: 
             np.testing.assert_allclose(weights, reweight(uniform, wrong, record.alpha), rtol=1e-9)
     for record in records:
         check_errors(ctx, record, records)
+
+
+@pytest.mark.parametrize("prior", ["pretrained", "warmup", "unigram", "classes", "chance"])
+def test_the_prior_error_is_what_its_name_says(make_tiny: MakeConfig, tmp_path: Path, prior: str) -> None:
+    """Of whole answers where a model is asked, else of tokens; by a plain forward of the model itself."""
+    unit = {"pretrained": "sample", "warmup": "sample", "chance": "choice"}.get(prior, "token")
+    boosting = {"rounds": 1, "unit": unit, "prior": prior, "prior_warmup_steps": 5}
+    config = api.as_config(
+        ExperimentConfig.model_validate(
+            make_tiny(tmp_path, boosting=boosting, weak__training__learning_rate=3e-2)
+        )
+    )
+    store = check_directory(config)
+    prepared = prepare(config)
+    begin_run(prepared, store, 0)
+    ctx = RunContext(prepared.absolute, store, lambda event: None)
+    executor = LocalExecutor(prepared.absolute, store.folder, threads=1, report=ctx.report)
+    split = ctx.splits["easy_train"]
+    warmed: list[Any] = []
+
+    class Watched:
+        """The pool, with what the warm-up trained."""
+
+        def __init__(self, pool: Any) -> None:
+            self.pool = pool
+
+        def submit(self, slot: int, method: str, *args: Any) -> Any:
+            pending = self.pool.submit(slot, method, *args)
+            if method == "train_member":
+                pending.result()
+                warmed.append(load_saved(args[0].output, device="cpu", dtype=torch.float32))
+            return pending
+
+    found = UnitErrors(ctx, Watched(executor.pool())).prior(0)  # type: ignore[arg-type]
+    if prior == "unigram":
+        tokens = np.concatenate(split.targets)
+        expected = 1 - np.bincount(tokens).max() / len(tokens)
+    elif prior == "classes":
+        expected = 1 - 1 / len(ctx.splits.tokenizer)
+    elif prior == "chance":
+        expected = 1 - 1 / len(SOUNDS)
+    else:
+        model = warmed[0] if prior == "warmup" else None
+        assert (model is None) == (prior == "pretrained")
+        model = model or load_model(prepared.absolute.weak.models[0], device="cpu", dtype=torch.float32)
+        wrong = []
+        for encoded, target in zip(split.encoded, split.targets, strict=True):
+            ids = torch.tensor(np.concatenate([encoded.prompt, target]))[None].long()
+            with torch.inference_mode():
+                said = model(ids).logits[0, len(encoded.prompt) - 1 : -1].argmax(-1).numpy()
+            # An answer is missed where any of its tokens is.
+            wrong.append(bool((said != target).any()))
+        expected = np.mean(wrong)
+        assert 0 < expected <= 1
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def check_errors(ctx: RunContext, record: MemberRecord, records: list[MemberRecord]) -> None:

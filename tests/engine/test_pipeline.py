@@ -226,9 +226,7 @@ def test_free_generation(make_tiny: MakeConfig, tmp_path: Path, free_questions: 
     assert results["staged"]["test"][0] == pytest.approx(share)
 
 
-def test_free_answers_by_a_uniform_vote(
-    make_tiny: MakeConfig, tmp_path: Path, free_questions: Path
-) -> None:
+def test_free_answers_by_a_uniform_vote(make_tiny: MakeConfig, tmp_path: Path, free_questions: Path) -> None:
     """Token by token with equal weights, wherever the ensemble speaks."""
     free = {"data__pool": {"kind": "file", "path": str(free_questions)}, **LEARNS}
     weighted, uniform = (

@@ -141,7 +141,7 @@ def full_results() -> dict[str, Any]:
             "easy_val": split(300, "validation", 900, 0.25),
             "hard_train": split(900, "unlabeled", None, 0.25),
             "test": split(520, "test", None, 0.25),
-            "harder": split(240, "out_of_distribution", None, 0.2),
+            "harder": split(240, "further_test", None, 0.2),
         },
         "split_check": {"duplicates_dropped": 4, "same_question_warnings": 2},
         "members": [

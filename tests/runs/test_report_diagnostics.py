@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ensemw2s.runs import report_diagnostics
+from ensemw2s.runs import figures_reliability, figures_style, report_diagnostics
 from ensemw2s.runs.figures_reliability import alt_reliability
 from ensemw2s.runs.report_format import NOTHING
 
@@ -124,3 +125,16 @@ def test_older_results_show_none(results: dict[str, Any], diagnostics: Any) -> N
     assert report_diagnostics.rounds(results) is None
     del results["diagnostics"]
     assert report_diagnostics.calibration(results) is None
+
+
+def test_the_reliability_plot_has_confidence_below_and_accuracy_at_the_side(results: dict[str, Any]) -> None:
+    figure = figures_reliability.reliability(results, figures_style.LIGHT)
+    for axes, split in zip(figure.axes, results["diagnostics"]["calibration"], strict=True):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("confidence", "answered right")
+        drawn = [collection.get_offsets().tolist() for collection in axes.collections]
+        stored = [
+            [[b["confidence"], b["accuracy"]] for b in found["bins"] if b["n"]]
+            for found in results["diagnostics"]["calibration"][split].values()
+        ]
+        np.testing.assert_allclose(drawn, stored)
+        assert (np.array(drawn)[..., 0] != np.array(drawn)[..., 1]).all()
