@@ -82,7 +82,12 @@ def work_key(stage: str, variant: str, config: ExperimentConfig) -> str:
     """Equal for stages of two variants that are computed once. Of members only those are taken for equal whose whole boosting is
     the same, or that are the first of the same models (all samples, all weights 1)."""
     if stage in COMMON:
-        return stage
+        if not stage.startswith("student"):
+            return stage
+        # The confidence loss is not for the truth; what else is configured is.
+        loss = config.strong.training.loss
+        options = config.strong.training.loss_options if loss != "confidence" else {}
+        return f"{stage} {json.dumps([loss if loss != 'confidence' else 'cross_entropy', options], sort_keys=True)}"
     boosting = config.boosting
     weak, whole = config.weak.model_dump(mode="json"), boosting.model_dump(mode="json", exclude={"rounds"})
     # The first member sees all samples once, whatever is reweighted later.
@@ -95,7 +100,8 @@ def work_key(stage: str, variant: str, config: ExperimentConfig) -> str:
     elif stage == "student single":
         # Its labels are those of the first member.
         vote = config.vote.model_dump(mode="json", exclude=_OF_SEVERAL)
-        parts = [first, config.labels.model_dump(mode="json"), vote]
+        taught = [config.strong.training.loss, config.strong.training.loss_options]
+        parts = [first, config.labels.model_dump(mode="json"), vote, taught]
     elif stage.startswith("prior"):
         parts = [weak if boosting.prior == "warmup" else weak["models"], boosting.prior, boosting.unit]
     elif stage.startswith(("member", "soft labels")):

@@ -28,7 +28,8 @@ HEADER = [
 NOTES = (
     "Shares of questions answered right, means over the seeds. Intervals and differences resample seeds and questions together; "
     "with few seeds they say little about other seeds.",
-    "p is of a paired permutation test over questions, corrected by Holm's method for all differences on the split.",
+    "p is of a paired permutation test over questions, corrected by Holm's method for all differences of the variants on the split. The "
+    "rows above theirs have intervals alone.",
     "Where a variant's labels or members give its single model another student, that student has a row: what the variant does for a "
     "student of one model, and how much better the ensemble's is then.",
     "Weak FLOPs: training and scoring of the members of one run, as estimated, whether computed in that run or taken from an equal one. "
@@ -102,7 +103,12 @@ def cells(table: SplitTable) -> list[list[str]]:
     for label, interval in table.shared.items():
         row = [label, *("" for _ in HEADER[1:])]
         # One model stands in the ensemble's column, a taught one in the student's.
-        row[1 if label in weak else 3] = _interval(interval)
+        place = 1 if label in weak else 3
+        row[place] = _interval(interval)
+        if label in table.shared_differences:
+            row[place + 1] = _points(table.shared_differences[label])
+        if label in table.shared_pgr:
+            row[5] = _gap(table.shared_pgr[label])
         rows.append(row)
     for variant in table.variants:
         rows.append(_variant(variant))
@@ -122,7 +128,7 @@ def _variant(row: VariantRow) -> list[str]:
         _difference(row.ensemble_difference),
         _interval(row.student),
         _difference(row.student_difference),
-        "undefined" if row.pgr is None else f"{row.pgr.value:.2f} ({row.pgr.low:.2f} to {row.pgr.high:.2f})",
+        _gap(row.pgr),
         flops(row.weak_flops),
         "" if row.flops_per_point is None else flops(row.flops_per_point),
     ]
@@ -136,5 +142,13 @@ def _interval(interval: Interval) -> str:
     return percent_interval(interval.to_dict())
 
 
+def _gap(pgr: Interval | None) -> str:
+    return "undefined" if pgr is None else f"{pgr.value:.2f} ({pgr.low:.2f} to {pgr.high:.2f})"
+
+
+def _points(d: Interval | Difference) -> str:
+    return f"{d.value * 100:+.1f} ({d.low * 100:+.1f} to {d.high * 100:+.1f})"
+
+
 def _difference(d: Difference) -> str:
-    return f"{d.value * 100:+.1f} ({d.low * 100:+.1f} to {d.high * 100:+.1f}), {p_value(d.p_holm)}"
+    return f"{_points(d)}, {p_value(d.p_holm)}"

@@ -34,6 +34,8 @@ SHARED = (
     ("ceiling", "Ceiling (true hard labels)"),
 )
 """systems beside the variants, from the first variant's runs; some only where evaluation.baselines asks for them"""
+RECOVERING = ("student_single", "student_noise", "student_preference", "strong_on_easy")
+"""of these, those whose share of the gap to the ceiling is of interest"""
 WEAK_STAGES = ("prior-", "member-", "votes-member-", "answers-member-")
 
 Scores = dict[str, np.ndarray]
@@ -84,10 +86,20 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class SplitTable:
-    """The comparison on one split: systems that all variants share, and a row a variant."""
+    """The comparison on one split: systems that all variants share, and a row a variant.
+
+    Attributes:
+        split: its name.
+        shared: accuracies, by label.
+        shared_differences: of these from the single weak model (the weak model as it is), or from the single model's student.
+        shared_pgr: of those that are taught; None where there may be no gap.
+        variants: in their order.
+    """
 
     split: str
     shared: dict[str, Interval]
+    shared_differences: dict[str, Interval]
+    shared_pgr: dict[str, Interval | None]
     variants: list[VariantRow]
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +156,7 @@ def build_table(
         )
         if what != "own" or name in others
     }
+    gap = partial(pgr_interval, base["weak_single"], n_resamples=resamples, seed=0, level=level)
     p_values = [paired_permutation(a, b, n_permutations=resamples, seed=0) for a, b in pairs.values()]
     differences = {
         key: _difference(
@@ -166,14 +179,7 @@ def build_table(
                 accuracy(own["student_ensemble"]),
                 differences[name, "ensemble"],
                 differences[name, "student"],
-                pgr_interval(
-                    base["weak_single"],
-                    own["student_ensemble"],
-                    base["ceiling"],
-                    n_resamples=resamples,
-                    seed=0,
-                    level=level,
-                ),
+                gap(own["student_ensemble"], base["ceiling"]),
                 float(np.mean([r["selected_rounds"] for r in runs])),
                 weak_flops,
                 (weak_flops - single_flops) / points if points > 0 and weak_flops > single_flops else None,
@@ -181,8 +187,20 @@ def build_table(
                 differences.get((name, "own")),
             )
         )
-    shared = {label: accuracy(base[key]) for key, label in SHARED if key in base}
-    return SplitTable(split, shared, rows)
+    there = [(key, label) for key, label in SHARED if key in base]
+    apart = {
+        label: paired_bootstrap(
+            base[key],
+            base["weak_single" if key.startswith("weak") else "student_single"],
+            n_resamples=resamples,
+            seed=0,
+            level=level,
+        )
+        for key, label in there
+        if key not in ("weak_single", "student_single")
+    }
+    pgr = {label: gap(base[key], base["ceiling"]) for key, label in there if key in RECOVERING}
+    return SplitTable(split, {label: accuracy(base[key]) for key, label in there}, apart, pgr, rows)
 
 
 def _difference(interval: Interval, p: float, adjusted: float) -> Difference:

@@ -190,6 +190,19 @@ def test_the_table_is_the_mean_of_the_runs(compared: Path) -> None:
             (row["student"]["value"] - single)
             / (table["shared"]["Ceiling (true hard labels)"]["value"] - single)
         )
+    taught = np.mean([accuracy(folder / "runs" / f"variant-00-seed-{s}", "student_single") for s in (3, 4)])
+    shared, apart = table["shared"], table["shared_differences"]
+    assert set(shared) - set(apart) == {"Single weak model", "Student of the single model"}
+    for label, difference in apart.items():
+        own = single if label == "Weak model as it is" else taught
+        assert difference["value"] == pytest.approx(shared[label]["value"] - own)
+        assert difference["low"] <= difference["value"] <= difference["high"]
+    ceiling = shared["Ceiling (true hard labels)"]["value"]
+    assert set(table["shared_pgr"]) == {"Student of the single model", "Strong model, easy labels"}
+    for label, gap in table["shared_pgr"].items():
+        assert gap is None or gap["value"] == pytest.approx(
+            (shared[label]["value"] - single) / (ceiling - single)
+        )
     votes = html.index("Other ways to vote")
     assert html[:votes].count('<th scope="row">') == 2 * (6 + 4)
 
@@ -227,7 +240,8 @@ def test_again_it_is_shown_and_may_grow(
     [
         ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"seeds": []}, r"^seeds: \[\] is not allowed: .*at least 1 value"),
-        ({"variants": {"x": {"data.prompt": "{question}"}}}, "variants share data, seeds, strong model"),
+        ({"variants": {"x": {"data.prompt": "{question}"}}}, "variants share data, seeds, runtime"),
+        ({"variants": {"x": {"strong.training.epochs": 9}}}, "the strong model but its loss"),
         ({"variants": {"x": {"boosting.metod": "bagging"}}}, "variant 'x': boosting.metod"),
         ({"name": None}, "name: it is missing"),
         ({"set": {"seed": 5}}, "set may not have seed: seeds says it for all runs"),
@@ -253,6 +267,24 @@ def test_a_dry_run_checks_and_counts_every_variant(
     # students.
     assert stages == {"boosted": 8, "uniform": 1, "bagged": 4}
     assert not (tmp_path / "runs").exists()
+
+
+def test_variants_may_differ_in_the_loss_of_students(
+    make_tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {
+        "plain": {},
+        "trusting": {"strong.training.loss": "confidence", "strong.training.loss_options": {"warmup": 0.1}},
+        "tokens": {"labels.targets": "tokens", "strong.training.loss": "soft_cross_entropy"},
+    }
+    path = write(tmp_path, make_tiny, variants=variants)
+    check_variants(load_comparison(path))
+    assert cli.main(["compare", str(path), "--dry-run"]) == 0
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    stages = {name: int(lines[name][1]) for name in variants}
+    # Two students of labels; the truth is taught without trust, so that those are there. With another loss all four are new, and
+    # the soft labels of both teachers.
+    assert (stages["trusting"], stages["tokens"]) == (2, 6)
 
 
 def test_what_no_variant_can_do_is_said_before_anything_runs(

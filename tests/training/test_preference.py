@@ -101,14 +101,15 @@ def test_the_loss_is_that_of_the_paper_and_it_helps(
     assert again.config.pad_token_id == model.config.pad_token_id is None
 
 
-def test_one_step_is_made_by_hand(tiny_weak: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge"])
+def test_one_step_is_made_by_hand(tiny_weak: Path, tmp_path: Path, loss: str) -> None:
     """Two steps of all rows: the second loss is the paper's formula at the weights after AdamW's first step."""
     base = ModelConfig(path=str(tiny_weak))
     folder = saved(tmp_path / "student", base)
     training = TrainingConfig(
         batch_size=12, micro_batch_size=12, warmup_ratio=0.0, schedule="constant", max_grad_norm=1e9
     )
-    rule = PreferenceConfig(beta=BETA, learning_rate=1e-3, epochs=2)
+    rule = PreferenceConfig(loss=loss, beta=BETA, learning_rate=1e-3, epochs=2)
     model = load_to_train(folder, base, device="cpu")
     report = prefer(
         model, load_tokenizer(base), rows_of(), rule, training, seed=1, scratch=tmp_path / "scratch"
@@ -116,20 +117,25 @@ def test_one_step_is_made_by_hand(tiny_weak: Path, tmp_path: Path) -> None:
 
     ours = load_to_train(folder, base, device="cpu")
     optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3, weight_decay=0.0)
-    reference = torch.tensor(margins(ours))
+    pairs = [(r.prompt, text) for r in rows_of() for text in (r.chosen, r.rejected)]
+    with torch.no_grad():
+        reference = torch.stack([log_probability(ours, *pair) for pair in pairs]).reshape(-1, 2)
+    # IPO's is a mean over the tokens (Azar et al. 2023, equation 17, as TRL reads it).
+    lengths = torch.tensor([[len(r.chosen), len(r.rejected)] for r in rows_of()]) if loss == "ipo" else 1
     losses = []
     for _ in range(2):
-        now = torch.stack(
-            [
-                log_probability(ours, r.prompt, r.chosen) - log_probability(ours, r.prompt, r.rejected)
-                for r in rows_of()
-            ]
-        )
-        loss = -torch.nn.functional.logsigmoid(BETA * (now - reference)).mean()
+        now = torch.stack([log_probability(ours, *pair) for pair in pairs]).reshape(-1, 2)
+        chosen, rejected = ((now - reference) / lengths).unbind(dim=1)
+        margin = chosen - rejected
+        value = {
+            "sigmoid": -torch.nn.functional.logsigmoid(BETA * margin),
+            "ipo": (margin - 1 / (2 * BETA)) ** 2,
+            "hinge": torch.relu(1 - BETA * margin),
+        }[loss].mean()
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(value.item())
     np.testing.assert_allclose(report.losses, losses, rtol=1e-4)
     trained = dict(model.named_parameters())
     assert all(torch.allclose(p, trained[n], atol=2e-4) for n, p in ours.named_parameters())
