@@ -14,6 +14,7 @@ from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import EncodedSplit, EncodedSplits
 from ensemw2s.engine.soft_labels import labels_path, read_token_labels, tokens_path
 from ensemw2s.engine.tasks import StudentTask
+from ensemw2s.engine.teaching import by_classes
 from ensemw2s.errors import DataError
 from ensemw2s.training.plan import TrainingSet
 
@@ -28,8 +29,9 @@ def student_training_set(
     """The training set of a student: every labelled sample once, every target token with weight 1.
 
     With ``labels.targets`` choices, every choice of a sample is a row whose weight is its share of the teacher's vote:
-    the cross-entropy with the teacher's distribution over the answers. With tokens, each target token has the vote's
-    distribution beside it. Labels of the truth are certain: one choice, one token.
+    the cross-entropy with the teacher's distribution over the answers; a classification head whose loss takes a distribution
+    has one row with the share of each class. With tokens, each target token has the vote's distribution beside it. Labels
+    of the truth are certain: one choice, one token.
 
     Args:
         config: what labels say.
@@ -48,7 +50,8 @@ def student_training_set(
         raise DataError(
             f"no sample of {task.split} got a label for student {task.name}: the teacher answered nothing"
         )
-    if config.labels.targets == "choices" and task.teacher is not None:
+    of_classes = by_classes(config)
+    if config.labels.targets == "choices" and task.teacher is not None and not of_classes:
         return _by_choice(splits, task, kept, run_dir / labels_path(task.teacher))
     data = splits.encode([replace(samples[i], answer=task.labels[i]) for i in kept])
     rows = TrainingSet.uniform([e.prompt for e in data.encoded], data.targets)
@@ -58,6 +61,8 @@ def student_training_set(
     soft = None
     if config.labels.targets == "tokens":
         soft = _certain(data) if task.teacher is None else _voted(data, run_dir / tokens_path(task.teacher))
+    elif of_classes:
+        soft = _certain(data) if task.teacher is None else _shares(run_dir / labels_path(task.teacher), kept)
     return replace(rows, uncertainty=uncertainty, soft=soft)
 
 
@@ -98,6 +103,15 @@ def _certain(data: EncodedSplit) -> list[tuple[np.ndarray, np.ndarray]]:
 def _voted(data: EncodedSplit, path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     soft = read_token_labels(path)
     return [(soft.ids[s.id], soft.probs[s.id]) for s in data.samples]
+
+
+def _shares(path: Path, kept: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The teacher's share of every class, at the one target of a sample."""
+    shares = pq.read_table(path, columns=["shares"]).column("shares").to_pylist()
+    return [
+        (np.arange(len(shares[i]), dtype=np.int32)[None], np.array(shares[i], dtype=np.float32)[None])
+        for i in kept
+    ]
 
 
 def student_system(ctx: RunContext, name: str) -> str:

@@ -33,16 +33,18 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
             "confidence or your own; strong.training.loss is the students'"
         )
     targets = config.labels.targets
-    if "soft" in of_strong.needs and targets != "tokens":
+    if "soft" in of_strong.needs and targets != "tokens" and not by_classes(config):
+        wanted = "choices" if config.strong.model.head == "classifier" else "tokens"
         raise ConfigError(
-            f"strong.training.loss {strong.loss} needs distributions over tokens: set labels.targets tokens (now {targets})"
+            f"strong.training.loss {strong.loss} needs distributions over {'classes' if wanted == 'choices' else 'tokens'}: set "
+            f"labels.targets {wanted} (now {targets})"
         )
     if targets == "tokens" and isinstance(of_strong, (CrossEntropy, UncertaintySmoothing)):
         raise ConfigError(
             f"labels.targets tokens goes with a loss that uses distributions, and strong.training.loss {strong.loss} does not: "
             "use soft_cross_entropy, product_of_experts or confidence, or labels.targets hard"
         )
-    if targets == "choices" and isinstance(of_strong, ConfidenceAuxiliary) and of_strong.classes is not None:
+    if targets == "choices" and _meets_classes(of_strong) and not by_classes(config):
         raise ConfigError(
             "strong.training.loss confidence with classes meets the labels' frequencies, each label counting once, and labels.targets "
             "choices has a text for every choice: use labels.targets hard, or leave classes out"
@@ -55,6 +57,19 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
         raise ConfigError(
             "labels.targets choices needs multiple-choice data: this data has no choices; use tokens or hard"
         )
+
+
+def by_classes(config: ExperimentConfig) -> bool:
+    """Whether a label is one row with the teacher's share of each class (a classification head), for losses that take a distribution;
+    others have a row for each choice, as heavy as its share, which is the same cross-entropy."""
+    if config.labels.targets != "choices" or config.strong.model.head != "classifier":
+        return False
+    loss = _loss("strong", config.strong.training)
+    return "soft" in loss.needs or _meets_classes(loss)
+
+
+def _meets_classes(loss: TokenLoss) -> bool:
+    return isinstance(loss, ConfidenceAuxiliary) and loss.classes is not None
 
 
 def check_outputs(

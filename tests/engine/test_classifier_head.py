@@ -19,6 +19,7 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.data.encoding import Encoder, target_ids
 from ensemw2s.data.samples import Sample
 from ensemw2s.errors import ConfigError, DataError, ModelError
+from ensemw2s.runs.store import RunStore
 
 MakeConfig = Callable[..., dict[str, Any]]
 K = 4
@@ -155,3 +156,45 @@ def test_linear_probes_on_both_sides(make_tiny: MakeConfig, tmp_path: Path, tiny
         assert saved[head].abs().max() > 0
         for name in set(saved) & set(start):
             assert torch.equal(saved[name], start[name]), name
+
+
+def losses_of(run: api.RunResult, student: str) -> list[float]:
+    losses: list[float] = RunStore(run.run_dir).require(f"student-{student}").info["losses"]
+    return losses
+
+
+def test_a_distribution_over_the_classes_is_a_label(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    """One row with the share of each class: its soft cross-entropy is that of a row for each choice, as heavy as its share."""
+    runs = {}
+    for name, changes in {
+        "rows": {},
+        "soft": {"strong__training__loss": "soft_cross_entropy"},
+        "experts": {"strong__training__loss": "product_of_experts"},
+        "weak alone": {
+            "strong__training__loss": "product_of_experts",
+            "strong__training__loss_options": {"weak": 1.0, "student": 0.0},
+        },
+        "confident": {
+            "strong__training__loss": "confidence",
+            "strong__training__loss_options": {"classes": [0, 1, 2, 3], "alpha_max": 0.5, "warmup": 0.0},
+        },
+    }.items():
+        config = config_of(
+            make_tiny, tmp_path, name=name.replace(" ", "-"), labels__targets="choices", **changes
+        )
+        runs[name] = api.run(config)
+    rows = losses_of(runs["rows"], "ensemble")
+    assert rows[-1] < rows[0]
+    # Shares under 1 % are no rows.
+    for name in ("soft", "weak alone"):
+        np.testing.assert_allclose(losses_of(runs[name], "ensemble"), rows, rtol=2e-2, err_msg=name)
+        assert losses_of(runs[name], "ceiling") == pytest.approx(losses_of(runs["rows"], "ceiling"), rel=1e-5)
+    # A product with the student's own opinion, or a share of it, is another target, but at first: all classes are equally likely to a
+    # new head, and a product with that is the weak label.
+    experts = losses_of(runs["experts"], "ensemble")
+    assert experts[0] == pytest.approx(rows[0], rel=2e-2)
+    assert experts[-1] != pytest.approx(rows[-1], rel=1e-3)
+    assert losses_of(runs["confident"], "ensemble")[-1] != pytest.approx(rows[-1], rel=1e-3)
+    assert losses_of(runs["confident"], "ceiling") == pytest.approx(
+        losses_of(runs["rows"], "ceiling"), rel=1e-5
+    )

@@ -247,6 +247,10 @@ def confidence(side: str, **options: Any) -> dict[str, Any]:
             {"strong__training__loss": "soft_cross_entropy"},
             "needs distributions over tokens: set labels.targets tokens",
         ),
+        (
+            {"strong__training__loss": "product_of_experts", "strong__model__head": "classifier"},
+            r"needs distributions over classes: set labels.targets choices \(now hard\)",
+        ),
         ({"labels": {"targets": "tokens"}}, "goes with a loss that uses distributions"),
         ({"weak__training__loss": "product_of_experts"}, "members are taught the truth"),
         ({"strong__training__loss": "focal"}, "loss must be one of cross_entropy"),
