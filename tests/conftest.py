@@ -70,9 +70,9 @@ def _text(path: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests with Ray take longest, so they begin first; last among them those that others would suffer from."""
-    without_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if without_gpu and not _gpu_here():
-        for item in without_gpu:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not _gpu_here():
+        for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
 
     def order(item: pytest.Item) -> tuple[bool, bool]:

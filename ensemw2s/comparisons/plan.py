@@ -84,10 +84,10 @@ def work_key(stage: str, variant: str, config: ExperimentConfig) -> str:
     if stage in COMMON:
         if not stage.startswith("student"):
             return stage
-        # The confidence loss is not for the truth; what else is configured is.
-        loss = config.strong.training.loss
-        options = config.strong.training.loss_options if loss != "confidence" else {}
-        return f"{stage} {json.dumps([loss if loss != 'confidence' else 'cross_entropy', options], sort_keys=True)}"
+        from ensemw2s.engine.students import truth_training
+
+        plain = truth_training(config.strong.training)
+        return f"{stage} {json.dumps([plain.loss, plain.loss_options], sort_keys=True)}"
     boosting = config.boosting
     weak, whole = config.weak.model_dump(mode="json"), boosting.model_dump(mode="json", exclude={"rounds"})
     # The first member sees all samples once, whatever is reweighted later.

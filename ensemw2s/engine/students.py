@@ -125,9 +125,14 @@ def student_system(ctx: RunContext, name: str) -> str:
 
 
 def student_training(config: ExperimentConfig, task: StudentTask) -> StrongTrainingConfig:
-    """How a student is trained. The ceiling and the student of the easy labels have the truth, and are fine-tuned on it plainly where
-    the others are told to trust themselves against doubtful labels (Burns et al. 2023, arXiv 2312.09390, sections 3 and 4.3.2)."""
+    """How a student is trained."""
     training = config.strong.training
-    if training.loss == "confidence" and task.name in ("ceiling", "on_easy"):
+    return truth_training(training) if task.name in ("ceiling", "on_easy") else training
+
+
+def truth_training(training: StrongTrainingConfig) -> StrongTrainingConfig:
+    """How the ceiling and the student of the easy labels are trained: they have the truth, and are fine-tuned on it plainly where the
+    others are told to trust themselves against doubtful labels (Burns et al. 2023, arXiv 2312.09390, sections 3 and 4.3.2)."""
+    if training.loss == "confidence":
         return training.model_copy(update={"loss": "cross_entropy", "loss_options": {}})
     return training

@@ -45,7 +45,11 @@ def split_study(
     wrong = [f"{o.key}: {refused[o.key]}" for o in found if refused and o.key in refused]
     if wrong:
         raise ConfigError(wrong)
-    values = {o.key: parse(o.text, f"override {o.key}").value for o in found if o.key in own}
+    given = {o.key: parse(o.text, f"override {o.key}") for o in found if o.key in own}
+    unclear = [problem for document in given.values() for problem in document.problems]
+    if unclear:
+        raise ConfigError(unclear)
+    values = {key: document.value for key, document in given.items()}
     return values, [f"{o.key}={o.text}" for o in found if o.key not in own]
 
 
