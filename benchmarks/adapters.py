@@ -144,7 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{str(dtype).removeprefix('torch.')}, {n_tokens} tokens a row, {repeats} repeats by turns. All members on one base: {sizes}."
     )
     head = ("rows", "", "tokens a second", "range", "same tokens")
-    publish("adapters", f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}", arguments, argv)
+    publish(
+        "adapters", f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}", arguments, argv, device=device
+    )
     return 0
 
 

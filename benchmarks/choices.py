@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = model.get_output_embeddings().weight.numel()
     flops = 2.0 * (inside * work.needed + head * work.targets)
     body += f"\n\nOurs computes {limits.share_of_flops(flops, seconds['ours'])} in matrix products."
-    publish("choices", body, arguments, argv)
+    publish("choices", body, arguments, argv, device=device)
     return 0
 
 

@@ -149,7 +149,14 @@ def machine(threads: int | None = None) -> str:
     return "; ".join([*parts, f"torch {torch.__version__}", f"ensemw2s {ensemw2s.__version__}"])
 
 
-def publish(name: str, body: str, arguments: argparse.Namespace, argv: Sequence[str] | None) -> str:
+def publish(
+    name: str,
+    body: str,
+    arguments: argparse.Namespace,
+    argv: Sequence[str] | None,
+    *,
+    device: str = "cpu",
+) -> str:
     """Print a section, and write it into the document unless the run was a quick one.
 
     Args:
@@ -157,10 +164,13 @@ def publish(name: str, body: str, arguments: argparse.Namespace, argv: Sequence[
         body: Markdown.
         arguments: parsed.
         argv: as the program was called.
+        device: that was measured; a GPU's section stands beside the processor's, with "-gpu" behind its name.
 
     Returns:
         the section.
     """
+    if not device.startswith("cpu"):
+        name = f"{name}-gpu"
     given = list(sys.argv[1:] if argv is None else argv)
     # Files are named by their last part: where they lie on this machine concerns nobody.
     words = [Path(word).name if os.sep in word else word for word in given]

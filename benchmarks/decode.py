@@ -241,7 +241,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{RuntimeConfig().speculate}. A copy moves "
         f"{number(limit)} GB/s on this device."
     )
-    publish("decode", f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}", arguments, argv)
+    publish(
+        "decode",
+        f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}",
+        arguments,
+        argv,
+        device=pick_device(),
+    )
     return 0
 
 

@@ -154,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"costs, in steps without drafts: {', '.join(costs)} rows."
     )
     head = ("", "", "tokens a second", "steps", "drafts that stood", "same tokens", "within rounding")
-    publish("speculate", f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}", arguments, argv)
+    publish(
+        "speculate", f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}", arguments, argv, device=device
+    )
     return 0
 
 

@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spent = median(seconds["ours, head on targets only"])
     limit = f"Ours, head on targets only, computes {limits.share_of_flops(flops, spent)} in matrix products."
     body = f"{note}\n\n{ratio_table(ratios)}\n\n{table(head, rows)}\n\n{limit}"
-    publish("train", body, arguments, argv)
+    publish("train", body, arguments, argv, device=device)
     return 0
 
 

@@ -59,6 +59,18 @@ class TestCommon:
         assert seen == ["x", "y"] * 3
         assert set(seconds) == {"x", "y"}
 
+    def test_a_gpu_has_a_section_of_its_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "b.md"
+        for device in ("cpu", "cuda", "cuda:1"):
+            argv = [*QUICK, "--output", str(path)]
+            options = common.make_parser("").parse_args(argv)
+            common.publish("train", f"on {device}", options, argv, device=device)
+        text = path.read_text()
+        order = ["## train\n", "on cpu", "## train-gpu\n", "on cuda:1"]
+        assert sorted(order, key=text.index) == order
+        assert "on cuda\n" not in text
+        assert text.count("`python -m benchmarks.train --quick") == 2
+
     def test_the_document_is_written_where_it_is_asked_for(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
