@@ -14,8 +14,9 @@ def collate(data: TrainingSet, micro: MicroBatch, pad_id: int) -> dict[str, torc
 
     Returns:
         input_ids, attention_mask, position_ids (b, s) int64; labels (b, k) int64 and weights (b, k) float32, where k
-        is the longest target: column c predicts token s - k + c. Where the training set has them, soft_ids (b, k, m)
-        int64 with -1 as padding, soft_probs (b, k, m) float32, and uncertainty (b, k) float32.
+        is the longest target: column c predicts token s - k + c; counted (m,) int64, where the b * k weights in a row are above 0
+        (a GPU would have to be waited for to learn it). Where the training set has them, soft_ids (b, k, n)
+        int64 with -1 as padding, soft_probs (b, k, n) float32, and uncertainty (b, k) float32.
     """
     # An empty micro-batch still takes part in the collective calls: one row of weight 0.
     rows = micro.rows or (0,)
@@ -39,6 +40,7 @@ def collate(data: TrainingSet, micro: MicroBatch, pad_id: int) -> dict[str, torc
         "position_ids": torch.from_numpy(positions),
         "labels": torch.from_numpy(labels),
         "weights": torch.from_numpy(weights),
+        "counted": torch.from_numpy(np.flatnonzero(weights > 0.0)),
     }
     if data.soft is not None:
         batch["soft_ids"], batch["soft_probs"] = _soft(data, rows, k)

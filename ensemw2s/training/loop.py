@@ -63,14 +63,15 @@ def predictions(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tenso
     if parts is None:
         return target_logits(model, batch), targets
     body, head = parts
-    counted = targets.weights > 0.0
     width, k = batch["input_ids"].shape[1], targets.labels.shape[1]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     if takes_positions(body):
         inputs["position_ids"] = batch["position_ids"]
     hidden = body(**inputs, use_cache=False).last_hidden_state
+    counted = batch["counted"]
     # A column predicts the next one.
-    logits: torch.Tensor = head(hidden[:, width - k - 1 : width - 1][counted][None]).float()
+    places = counted // k * width + counted % k + (width - k - 1)
+    logits: torch.Tensor = head(hidden.flatten(0, 1).index_select(0, places)[None]).float()
     return logits, targets.at(counted)
 
 

@@ -25,6 +25,7 @@ def test_soft_labels_and_uncertainty_stand_beside_their_tokens() -> None:
     )
     batch = collate(data, MicroBatch((0, 1)), pad_id=0)
     assert batch["labels"].tolist() == [[0, 5], [6, 7]]
+    assert batch["counted"].tolist() == [1, 2, 3]
     assert batch["soft_ids"].tolist() == [[[-1, -1], [5, -1]], [[6, 1], [7, 2]]]
     probs = torch.tensor([[[0.0, 0.0], [0.5, 0.0]], [[0.6, 0.1], [0.7, 0.2]]])
     torch.testing.assert_close(batch["soft_probs"], probs)
@@ -36,7 +37,7 @@ def test_all_that_is_known_of_a_position_goes_with_it() -> None:
     soft = SoftTargets(torch.arange(8).view(2, 2, 2), torch.arange(8).view(2, 2, 2) / 10)
     weights, uncertainty = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     targets = Targets(torch.tensor([[1, 2], [3, 4]]), weights, soft, uncertainty)
-    found = targets.at(weights > 0)
+    found = targets.at(torch.tensor([1, 2]))
     assert found.labels.tolist() == [[2, 3]]
     assert found.weights.tolist() == [[1.0, 1.0]]
     assert found.soft is not None

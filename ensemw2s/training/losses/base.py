@@ -31,13 +31,15 @@ class Targets:
     uncertainty: Tensor | None = None
 
     def at(self, places: Tensor) -> Targets:
-        """Those at m places, (...) bool, as one row: (1, m)."""
+        """Those at m places, (m,) int64 of all in a row, as one row: (1, m)."""
         soft = self.soft
         return Targets(
-            self.labels[places][None],
-            self.weights[places][None],
-            None if soft is None else SoftTargets(soft.ids[places][None], soft.probs[places][None]),
-            None if self.uncertainty is None else self.uncertainty[places][None],
+            self.labels.flatten()[places][None],
+            self.weights.flatten()[places][None],
+            None
+            if soft is None
+            else SoftTargets(soft.ids.flatten(0, -2)[places][None], soft.probs.flatten(0, -2)[places][None]),
+            None if self.uncertainty is None else self.uncertainty.flatten()[places][None],
         )
 
 
