@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ensemw2s import cli
 from ensemw2s.config import (
@@ -15,9 +17,8 @@ from ensemw2s.config import (
     TrainingConfig,
 )
 from ensemw2s.errors import ConfigError
-from ensemw2s.settings import (
-    load_config,
-)
+from ensemw2s.settings import load_config
+from ensemw2s.settings.yaml_text import parse, quoted
 from tests.settings_files import BASE, load, problems, write
 
 
@@ -170,6 +171,10 @@ class TestProblems:
                 "did you mean choice?",
             ),
             (
+                'vote.stop=["x", ""]',
+                'vote.stop.1: "" is not allowed: it must be text of at least 1 character',
+            ),
+            (
                 "weak.models=[]",
                 "weak.models: [] is not allowed: it must be a list of sections (at least 1 value)",
             ),
@@ -307,3 +312,9 @@ class TestProblems:
             with pytest.raises(ConfigError, match=wanted) as caught:
                 load_config(path)
             assert str(path) in str(caught.value)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
+def test_a_text_that_is_written_is_read_as_it_was(text: str, in_a_list: bool) -> None:
+    value = [text, "x"] if in_a_list else text
+    assert parse(quoted(value), "test").value == value

@@ -28,8 +28,9 @@ HEADER = [
 NOTES = (
     "Shares of questions answered right, means over the seeds. Intervals and differences resample seeds and questions together; "
     "with few seeds they say little about other seeds.",
-    "p is of a paired permutation test over questions, corrected by Holm's method for all differences of the variants on the split. The "
-    "rows above theirs have intervals alone.",
+    "p is from the same resamples of seeds and questions (with one seed: a paired permutation test over questions, which says nothing of "
+    "other seeds), corrected by Holm's method for all differences of the variants on the split. The rows above theirs have intervals "
+    "alone.",
     "Where a variant's labels or members give its single model another student, that student has a row: what the variant does for a "
     "student of one model, and how much better the ensemble's is then.",
     "Weak FLOPs: training and scoring of the members of one run, as estimated, whether computed in that run or taken from an equal one. "

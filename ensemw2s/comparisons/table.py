@@ -16,6 +16,7 @@ from ensemw2s.core.metrics import (
     Interval,
     accuracy_interval,
     paired_bootstrap,
+    paired_bootstrap_p,
     paired_permutation,
     pgr_interval,
 )
@@ -157,7 +158,7 @@ def build_table(
         if what != "own" or name in others
     }
     gap = partial(pgr_interval, base["weak_single"], n_resamples=resamples, seed=0, level=level)
-    p_values = [paired_permutation(a, b, n_permutations=resamples, seed=0) for a, b in pairs.values()]
+    p_values = [_p_value(a, b, resamples) for a, b in pairs.values()]
     differences = {
         key: _difference(
             paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level), p, float(adjusted)
@@ -201,6 +202,14 @@ def build_table(
     }
     pgr = {label: gap(base[key], base["ceiling"]) for key, label in there if key in RECOVERING}
     return SplitTable(split, {label: accuracy(base[key]) for key, label in there}, apart, pgr, rows)
+
+
+def _p_value(a: np.ndarray, b: np.ndarray, resamples: int) -> float:
+    """That two systems, (n_seeds, n), are alike. A permutation of the answers takes the trained models as they are, and would find two
+    ways of training different that only their seeds make so."""
+    if len(a) > 1:
+        return paired_bootstrap_p(a, b, n_resamples=resamples, seed=0)
+    return paired_permutation(a, b, n_permutations=resamples, seed=0)
 
 
 def _difference(interval: Interval, p: float, adjusted: float) -> Difference:

@@ -116,7 +116,7 @@ class VoteConfig(Section):
     max_new_tokens: PositiveInt = Field(
         32, description="longest generated answer; with alignment bytes each stands for 4 bytes"
     )
-    stop: tuple[str, ...] = Field(
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("\n",), description="strings that end a generated answer, beside end-of-text"
     )
     top_k: PositiveInt = Field(

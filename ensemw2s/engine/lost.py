@@ -23,6 +23,7 @@ DERIVED = (
     "student-single",
     "student-ensemble",
     "student-noise",
+    "student-preference",
     "results",
     "report",
     *(
@@ -34,6 +35,7 @@ DERIVED = (
             "student-single",
             "student-ensemble",
             "student-noise",
+            "student-preference",
         )
     ),
 )

@@ -207,14 +207,22 @@ class Pipeline:
             ensure_token_labels(self._ctx, pool, teacher, voters, self._teaching(teacher)[1])
 
     def _taught(self, ids: list[str], answers: Answers, own: list[Any] | None) -> np.ndarray:
-        """(n,) bool: which labels the student learns from; `own` holds each member's answers."""
+        """(n,) bool: which labels the student learns from; `own` holds each member's answers. An empty answer teaches nothing."""
         rule = self._ctx.config.labels
-        if rule.keep_by == "all":
-            return np.ones(len(ids), dtype=bool)
+        taught = np.array([v != "" for v in answers.values], dtype=bool)
+        if rule.keep_by == "all" or not taught.any():
+            return taught
         values = answers.confidence
         if rule.keep_by == "agreement" and own is not None:
             values = (np.array(own) == np.array(answers.values)).mean(axis=0)
-        return keep_best(values, share=rule.keep, then=answers.confidence, ids=ids)
+        answered = np.flatnonzero(taught)
+        taught[answered] = keep_best(
+            values[answered],
+            share=rule.keep,
+            then=answers.confidence[answered],
+            ids=[ids[i] for i in answered],
+        )
+        return taught
 
     def _baselines(self, pool: SupervisorPool) -> None:
         """The models as they are."""
@@ -282,7 +290,7 @@ class Pipeline:
         column = "label" if ctx.multiple_choice else "label_text"
         values = pq.read_table(ctx.run_dir / labels_path(name), columns=[column]).column(column).to_pylist()
         pairs = zip(values, taught_rows(ctx, name), strict=True)
-        # An empty generated answer teaches nothing.
+        # Runs of earlier versions count empty answers as taught.
         return "hard_train", tuple(v if taught and v != "" else None for v, taught in pairs)
 
     def _lesson(self, name: str) -> list[Any]:

@@ -20,6 +20,7 @@ from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.encoded import offsets_of, with_labels
 from ensemw2s.engine.pool import SupervisorPool
 from ensemw2s.engine.tasks import Texts, TokenValues, add_costs
+from ensemw2s.errors import DataError
 
 
 def labels_path(teacher: str) -> Path:
@@ -52,6 +53,10 @@ def ensure_token_labels(
     if ctx.store.done(stage) is not None:
         return
     samples = with_labels(ctx.splits["hard_train"].samples, labels)
+    if not samples:
+        raise DataError(
+            f"the {teacher} teacher answered no question of hard_train: there is nothing to teach a student"
+        )
     data = ctx.splits.encode(samples)
     texts: Texts = [(e.prompt, (t,)) for e, t in zip(data.encoded, data.targets, strict=True)]
     k = ctx.config.labels.top_k

@@ -19,8 +19,8 @@ from ensemw2s.errors import DataError
 from ensemw2s.training.plan import TrainingSet
 
 TEACHERS = ("single", "ensemble")
-SMALLEST_SHARE = 0.01
-"""choices with less are not taught: each costs a forward pass and moves the student by less than that"""
+LEFT_OUT = 0.01
+"""share of a vote that need not be taught: each choice costs a forward pass, and moves the student by its share"""
 
 
 def student_training_set(
@@ -67,13 +67,11 @@ def student_training_set(
 
 
 def _by_choice(splits: EncodedSplits, task: StudentTask, kept: list[int], path: Path) -> TrainingSet:
-    """A row for every choice with a share, all of a sample in one group."""
+    """A row for every choice with a share that counts, all of a sample in one group."""
     shares = pq.read_table(path, columns=["shares"]).column("shares").to_pylist()
     rows, weights, groups = [], [], []
     for group, i in enumerate(kept):
-        own = np.array(shares[i], dtype=np.float64)
-        own[own < SMALLEST_SHARE] = 0.0
-        own /= own.sum()
+        own = taught_shares(np.array(shares[i], dtype=np.float64))
         for choice in np.flatnonzero(own):
             rows.append(replace(splits[task.split].samples[i], answer=int(choice)))
             weights.append(float(own[choice]))
@@ -88,6 +86,15 @@ def _by_choice(splits: EncodedSplits, task: StudentTask, kept: list[int], path: 
         uncertainty=_uncertainty(path, kept)[np.array(groups)],
         groups=np.array(groups, dtype=np.int64),
     )
+
+
+def taught_shares(shares: np.ndarray) -> np.ndarray:
+    """(K,) shares of a question's choices without the smallest ones, which together have at most `LEFT_OUT`; scaled to the sum 1."""
+    order = np.argsort(shares, kind="stable")
+    kept = shares.copy()
+    kept[order[np.cumsum(shares[order]) <= LEFT_OUT * shares.sum()]] = 0.0
+    scaled: np.ndarray = kept / kept.sum()
+    return scaled
 
 
 def _uncertainty(path: Path, kept: list[int]) -> np.ndarray:

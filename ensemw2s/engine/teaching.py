@@ -26,12 +26,8 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
         ConfigError: with one line.
     """
     weak, strong = config.weak.training, config.strong.training
-    of_weak, of_strong = _loss("weak", weak), _loss("strong", strong)
-    if of_weak.needs:
-        raise ConfigError(
-            f"weak.training.loss {weak.loss} needs labels with doubt, and members are taught the truth: use cross_entropy, "
-            "confidence or your own; strong.training.loss is the students'"
-        )
+    check_member_loss(weak)
+    of_strong = _loss("strong", strong)
     targets = config.labels.targets
     if "soft" in of_strong.needs and targets != "tokens" and not by_classes(config):
         wanted = "choices" if config.strong.model.head == "classifier" else "tokens"
@@ -56,6 +52,19 @@ def check_teaching(config: ExperimentConfig, *, multiple_choice: bool, one_token
     if targets == "choices" and not multiple_choice:
         raise ConfigError(
             "labels.targets choices needs multiple-choice data: this data has no choices; use tokens or hard"
+        )
+
+
+def check_member_loss(weak: TrainingConfig) -> None:
+    """Refuse a loss that needs more than the truth.
+
+    Raises:
+        ConfigError: with one line.
+    """
+    if _loss("weak", weak).needs:
+        raise ConfigError(
+            f"weak.training.loss {weak.loss} needs labels with doubt, and members are taught the truth: use cross_entropy, "
+            "confidence or your own; strong.training.loss is the students'"
         )
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemw2s.config.experiment import VoteConfig
-from ensemw2s.core.calibration import fit_temperature
+from ensemw2s.core.calibration import TemperatureFit, fit_temperature
 from ensemw2s.core.label_models import ChoiceVotes, Labels, Validation, label
 from ensemw2s.core.voting import ScoreHow, choice_scores, mixture_logprob
 from ensemw2s.engine.context import RunContext
@@ -69,10 +69,28 @@ class Known:
         return cls(_choice_votes(alphas, data, logprobs, how), data.answers)
 
     @cached_property
+    def fits(self) -> list[TemperatureFit]:
+        """One a member."""
+        return [fit_temperature(member, self.votes.offsets, self.truth) for member in self.votes.logprobs]
+
+    @property
     def temperatures(self) -> list[float]:
-        """One a member (``vote.calibrate``)."""
-        fits = [fit_temperature(member, self.votes.offsets, self.truth) for member in self.votes.logprobs]
-        return [fit.temperature for fit in fits]
+        """One a member (``vote.calibrate``); 1 where it cannot be fitted."""
+        return [1.0 if _too_sure(fit) else fit.temperature for fit in self.fits]
+
+    def warnings(self, systems: Sequence[str]) -> list[str]:
+        """What a user should know of the temperatures; `systems` names the members."""
+        return [
+            f"vote.calibrate: {system} has all of easy_val's {self.truth.size} questions right, which says nothing of how sure it "
+            "may be, so that its probabilities stay as they are: more validation samples would help"
+            for system, fit in zip(systems, self.fits, strict=True)
+            if _too_sure(fit)
+        ]
+
+
+def _too_sure(fit: TemperatureFit) -> bool:
+    """With every question right the likelihood rises as T falls, without end: the lowest T that is allowed is no estimate."""
+    return fit.at_bound and fit.temperature < 1.0
 
 
 def voting_splits(ctx: RunContext) -> list[str]:
@@ -202,19 +220,23 @@ def vote(
         systems: names of the members, in order; their stored scores of easy_val are what a label model is fitted to.
         alphas: (T,) their weights.
         data: the questions.
-        logprobs: (T, n choice tokens) the members' log-probabilities. With one member there is nothing to vote on.
+        logprobs: (T, n choice tokens) the members' log-probabilities. With one member there is nothing to vote on, but it is
+            calibrated as others are.
         how: score of a choice, by default the configured one.
         rule: label model and calibration, by default the configured ones.
         known: what the label model is fitted to, where several votes of these members share it.
     """
     rule, how = rule or VoteRule.of(ctx.config.vote), how or ctx.config.vote.choice_score
-    if len(systems) == 1 or (rule.label_model == "weighted" and not rule.calibrate):
+    label_model = rule.label_model if len(systems) > 1 else "weighted"
+    if label_model == "weighted" and not rule.calibrate:
         return answer_choices(ctx, data, mixture_logprob(logprobs, alphas), how)
     known = known or Known.of(ctx, systems, alphas, how)
     votes, fitted_to = _choice_votes(alphas, data, logprobs, how), known.votes
     if rule.calibrate:
         votes, fitted_to = (v.calibrated(known.temperatures) for v in (votes, fitted_to))
-    return ChoiceAnswers.of(label(rule.label_model, votes, Validation(fitted_to, known.truth)))
+        if ctx.config.vote.calibrate:
+            ctx.warnings.extend(w for w in known.warnings(systems) if w not in ctx.warnings)
+    return ChoiceAnswers.of(label(label_model, votes, Validation(fitted_to, known.truth)))
 
 
 def _choice_votes(alphas: np.ndarray, data: EncodedSplit, logprobs: np.ndarray, how: ScoreHow) -> ChoiceVotes:

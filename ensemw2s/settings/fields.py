@@ -75,7 +75,9 @@ class Kind:
                 f"{sign} {getattr(item, name):g}" for kind, name, sign in _BOUNDS if isinstance(item, kind)
             ]
             if isinstance(item, MinLen) and item.min_length:
-                parts.append(f"at least {item.min_length} value{'s' if item.min_length > 1 else ''}")
+                of = "character" if self.name == "text" else "value"
+                least = f"at least {item.min_length} {of}{'s' if item.min_length > 1 else ''}"
+                parts.append(f"of {least}" if self.name == "text" else least)
             if pattern := getattr(item, "pattern", None):
                 parts.append(f"of the form {pattern}")
         return " and ".join(parts)

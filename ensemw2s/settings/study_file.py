@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from ensemw2s.settings.load import STUDIES, load_config
 from ensemw2s.settings.overrides import split_overrides
 from ensemw2s.settings.paths import absolute_paths
 from ensemw2s.settings.problems import refused
-from ensemw2s.settings.yaml_text import parse
+from ensemw2s.settings.yaml_text import parse, quoted
 
 Study = TypeVar("Study", bound=BaseModel)
 
@@ -118,7 +117,7 @@ def read_base(
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
     """Dotted fields and plain values as overrides."""
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return [f"{key}={quoted(value)}" for key, value in values.items()]
 
 
 def _line(item: Any, kind: type[BaseModel], given: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ scalar is kept, so that a text field can be given ``12`` or ``1e5`` without quot
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,3 +156,13 @@ class _Builder:
 
     def _problem(self, node: yaml.Node, message: str) -> None:
         self._document.problems.append(f"{self._source}: line {node.start_mark.line + 1}: {message}")
+
+
+def quoted(value: Any) -> str:
+    """A plain value as YAML on one line, which :func:`parse` reads back as it is.
+
+    JSON escapes characters beyond U+FFFF in two halves, which are two characters in YAML; and YAML takes some that JSON leaves as they
+    are for line breaks, or for none that may be in a text.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

@@ -58,4 +58,4 @@ def shown(value: Any) -> str:
     """A value in a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -54,6 +54,16 @@ def test_overrides_may_be_of_the_comparison(make_tiny: MakeConfig, tmp_path: Pat
             load_comparison(tmp_path / "compare.yaml", [wrong])
 
 
+def test_texts_of_any_letters_reach_the_experiments(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    changes = {
+        "set": {"data.prompt": "\U0001f642 {question}\u2028\x7f"},
+        "variants": {"x": {"vote.stop": ["\U0001f600", "\\ud83d"]}},
+    }
+    config = load_comparison(write(tmp_path, make_tiny, **changes)).run("x", 3)
+    assert config.data.prompt == "\U0001f642 {question}\u2028\x7f"
+    assert config.vote.stop == ("\U0001f600", "\\ud83d")
+
+
 def test_the_variants_of_a_file_without_any_suit_every_task(
     make_tiny: MakeConfig, tmp_path: Path, free_questions: Path
 ) -> None:

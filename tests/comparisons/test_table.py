@@ -47,16 +47,34 @@ def table(tmp_path: Path) -> SplitTable:
     """Two variants of one seed, of which the second has a single model of its own."""
     write_predictions(tmp_path / "first", FIRST)
     write_predictions(tmp_path / "other", OTHER)
+    return tabulate({name: [tmp_path / name] for name in ("first", "other")})
+
+
+def tabulate(folders: dict[str, list[Path]]) -> SplitTable:
+    n_seeds = len(folders["first"])
     comparison: Any = SimpleNamespace(
-        config=SimpleNamespace(seeds=(0,)),
+        config=SimpleNamespace(seeds=tuple(range(n_seeds))),
         run=lambda variant, seed: SimpleNamespace(weak=SimpleNamespace(models=[0])),
         base=SimpleNamespace(evaluation=SimpleNamespace(resamples=2000, level=0.95)),
     )
     cost = {"member-00": {"flops": 1.0}, "member-01": {"flops": 2.0}}
-    results = [{"selected_rounds": 2, "members": [{"kept": True}], "cost": cost}]
-    names = ("first", "other")
-    folders = {name: [tmp_path / name] for name in names}
-    return build_table(comparison, dict.fromkeys(names, results), folders, "test")
+    results = [{"selected_rounds": 2, "members": [{"kept": True}], "cost": cost}] * n_seeds
+    return build_table(comparison, dict.fromkeys(folders, results), folders, "test")
+
+
+def test_with_several_seeds_p_varies_the_seeds(tmp_path: Path) -> None:
+    """The variant is better with one seed of three alone: its interval holds 0, and p must not say otherwise."""
+    better = {**FIRST, "weak_ensemble": 90}
+    for seed in range(3):
+        write_predictions(tmp_path / f"first-{seed}", {**FIRST, "weak_ensemble": 40})
+        write_predictions(tmp_path / f"other-{seed}", better if seed == 0 else {**FIRST, "weak_ensemble": 40})
+    table = tabulate(
+        {name: [tmp_path / f"{name}-{seed}" for seed in range(3)] for name in ("first", "other")}
+    )
+    difference = table.variants[1].ensemble_difference
+    assert difference.value == pytest.approx(0.5 / 3)
+    assert difference.low == 0.0
+    assert difference.p_value > 0.5
 
 
 def test_variants_are_held_against_the_single_model_of_the_first(table: SplitTable) -> None:

@@ -214,3 +214,21 @@ class TestGlad:
     def test_refuses_a_prior_without_width(self):
         with pytest.raises(ValueError, match="greater than 0, got 0"):
             glad(votes_from(ANSWERS, 3), ability_sd=0.0)
+
+
+def test_two_members_that_disagree_are_not_decided_by_the_order_of_the_choices():
+    """Both always get the same accuracy; the surer of the two is followed, as plurality does."""
+    rng = np.random.default_rng(0)
+    n = 400
+    truth = rng.integers(0, 2, n)
+    scores = np.zeros((2, n, 2))
+    for member, accuracy in enumerate((0.9, 0.7)):
+        answers = np.where(rng.random(n) < accuracy, truth, 1 - truth)
+        scores[member, np.arange(n), answers] = rng.uniform(0.1, 3.0, n)
+    votes = ChoiceVotes.from_scores(scores.reshape(2, -1), np.arange(0, 2 * n + 1, 2), np.ones(2))
+    found = dawid_skene(votes)
+    apart = votes.answers[0] != votes.answers[1]
+    assert 50 < apart.sum() < 200
+    np.testing.assert_array_equal(found.choice, plurality(votes).choice)
+    assert 0.3 < found.choice[apart].mean() < 0.7
+    np.testing.assert_allclose(found.confidence[apart], 0.5, atol=1e-9)

@@ -15,6 +15,7 @@ import pytest
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.answers import Answers
+from ensemw2s.engine.lost import DERIVED
 from ensemw2s.engine.pool import LocalExecutor
 from ensemw2s.engine.preferences import pairs_of
 from ensemw2s.engine.results import comparable
@@ -86,6 +87,11 @@ def test_a_run_has_a_second_stage(
     )
     assert first != second
     assert "Student, second stage" in (folder / "report.html").read_text()
+
+    # A member that is lost takes with it all that was made of this student, too.
+    of_it = [name for name in manifest if "preference" in name]
+    assert len(of_it) >= 3
+    assert all(name.startswith(DERIVED) for name in of_it)
 
     # The endpoint serves the student that came out of it.
     (ref,) = open_run(folder, ("student",)).refs

@@ -235,6 +235,17 @@ def test_a_loss_over_tokens_that_the_model_lacks_is_refused(
     assert sorted(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.parametrize("loss", ["uncertainty_smoothing", "soft_cross_entropy", "product_of_experts"])
+def test_a_loss_that_needs_doubt_is_refused(
+    make_tiny: MakeConfig, rows: list[dict[str, Any]], tmp_path: Path, loss: str
+) -> None:
+    config = ExperimentConfig.model_validate(make_tiny(tmp_path, weak__training={"loss": loss}))
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ConfigError, match=rf"^weak.training.loss {loss} needs labels with doubt"):
+        rate(config, source)
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
 def test_confidence_by_hand() -> None:
     choices = _split([Sample("a", "q", ("x", "y"), 0), Sample("b", "q", ("x", "yz"), 1)])
     # " x" and " y": sums of logs 0.2 and 0.6; " x" and " yz": 0.3 and 0.1.

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.data.samples import Sample
-from ensemw2s.engine.students import _by_choice, _uncertainty
+from ensemw2s.engine.students import LEFT_OUT, _by_choice, _uncertainty, taught_shares
 from ensemw2s.engine.teaching import asks_teacher
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -62,6 +64,28 @@ def test_choices_are_taught_by_their_shares(tmp_path: Path) -> None:
     assert data.groups.tolist() == [0, 0, 1, 1, 1]
     assert data.uncertainty is not None
     np.testing.assert_allclose(data.uncertainty, [0.405, 0.405, 0.3, 0.3, 0.3])
+
+
+def test_of_many_choices_only_as_much_is_left_out_as_says_nothing() -> None:
+    """300 choices that are nearly alike are taught, all but three of them, though none has a hundredth of the vote."""
+    shares = np.full(300, 1.0 / 300)
+    taught = taught_shares(shares)
+    assert np.count_nonzero(taught) == 297
+    np.testing.assert_allclose(taught[taught > 0], 1.0 / 297)
+    np.testing.assert_allclose(
+        taught_shares(np.array([0.004, 0.985, 0.005, 0.006])), [0.0, 0.985 / 0.991, 0.0, 0.006 / 0.991]
+    )
+    np.testing.assert_array_equal(taught_shares(np.array([1.0])), [1.0])
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40).filter(lambda s: sum(s) > 0.1))
+def test_what_is_taught_of_a_vote_is_its_largest_shares(raw: list[float]) -> None:
+    shares = np.array(raw) / sum(raw)
+    taught = taught_shares(shares)
+    assert taught.sum() == pytest.approx(1.0)
+    left_out = taught == 0.0
+    assert shares[left_out].sum() <= LEFT_OUT + 1e-12
+    assert shares[left_out].max(initial=0.0) <= shares[~left_out].min()
 
 
 @pytest.mark.parametrize(

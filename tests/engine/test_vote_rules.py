@@ -15,12 +15,12 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.core._ragged import row_log_softmax
 from ensemw2s.core.calibration import fit_temperature
 from ensemw2s.core.choices import choice_scores
-from ensemw2s.core.label_models import fit_mixture_weights
+from ensemw2s.core.label_models import ChoiceVotes, fit_mixture_weights
 from ensemw2s.engine.answers import Answers
 from ensemw2s.engine.boosting import load_records, unit_weights
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pipeline import Pipeline
-from ensemw2s.engine.votes import read_scores, system_choices, vote, vote_choices
+from ensemw2s.engine.votes import Known, read_scores, system_choices, vote, vote_choices
 from ensemw2s.errors import ConfigError
 from ensemw2s.runs.store import RunStore
 from ensemw2s.settings import absolute_paths
@@ -120,6 +120,40 @@ def test_each_member_is_calibrated_by_its_own_temperature(bagged: RunContext, mo
     np.testing.assert_allclose(found.soft, weights @ np.array(of_choices), rtol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["weighted", "geometric", "dawid_skene"])
+def test_a_single_teacher_is_calibrated_as_a_member_is(bagged: RunContext, model: str) -> None:
+    """Its answers stay; how sure it is must be told in the same way as of the ensemble that it is compared with."""
+    name, test, easy = systems(bagged)[0], bagged.splits["test"], bagged.splits["easy_val"]
+    known = choice_scores(read_scores(bagged, name, "easy_val"), easy.choice_token_offsets, "mean")
+    asked = choice_scores(read_scores(bagged, name, "test"), test.choice_token_offsets, "mean")
+    temperature = fit_temperature(known, easy.choice_offsets, easy.answers).temperature
+    raw = vote_choices(bagged, [name], np.ones(1), "test")
+    found = vote_choices(under(bagged, label_model=model, calibrate=True), [name], np.ones(1), "test")
+    np.testing.assert_array_equal(found.index, raw.index)
+    np.testing.assert_allclose(
+        found.soft, np.exp(row_log_softmax(asked / temperature, test.choice_offsets)), rtol=1e-5
+    )
+    assert not np.allclose(found.soft, raw.soft)
+
+
+def test_a_member_that_is_always_right_is_left_as_it_is(bagged: RunContext) -> None:
+    """Its likelihood grows as the temperature falls, without end; the bound would make it all of the vote."""
+    names, ctx = systems(bagged)[:2], under(bagged, label_model="geometric", calibrate=True)
+    known = Known.of(ctx, names, np.ones(2), "mean")
+    scores = known.votes.logprobs.copy()
+    scores[0, known.votes.offsets[:-1] + known.truth] += 50.0
+    votes = ChoiceVotes.from_scores(scores, known.votes.offsets, np.ones(2))
+    sure = Known(votes, known.truth)
+    assert sure.temperatures == [1.0, known.temperatures[1]]
+    logprobs = np.stack([read_scores(bagged, s, "test") for s in names])
+    for _ in range(2):
+        vote(ctx, names, np.ones(2), bagged.splits["test"], logprobs, known=sure)
+    (warning,) = ctx.warnings
+    assert warning.startswith(
+        f"vote.calibrate: {names[0]} has all of easy_val's {len(known.truth)} questions right"
+    )
+
+
 def test_a_label_model_needs_choices(make_tiny: MakeConfig, free_questions: Path, tmp_path: Path) -> None:
     config = make_tiny(
         tmp_path, data__pool={"kind": "file", "path": str(free_questions)}, vote__label_model="plurality"
@@ -173,3 +207,17 @@ def test_labels_that_tie_are_taught_by_a_hash_of_their_ids() -> None:
     votes = [(0, 0), (1, 1)]
     taught = pipeline._taught(["a", "b"], Answers((0, 0), np.array([0.7, 0.7])), votes)
     assert taught.tolist() == [False, True]
+
+
+def test_empty_answers_are_not_among_those_that_are_kept() -> None:
+    """Half of the answers, not of the questions: an empty one is short, and so looks sure."""
+    pipeline = object.__new__(Pipeline)
+    for rule, expected in (
+        ({"keep_by": "confidence", "keep": 0.5}, [False, True, False]),
+        ({"keep_by": "all", "keep": 1.0}, [False, True, True]),
+    ):
+        pipeline._ctx = SimpleNamespace(config=SimpleNamespace(labels=SimpleNamespace(**rule)))
+        answers = Answers(("", "yes", "no"), np.array([0.99, 0.6, 0.4]))
+        assert pipeline._taught(["a", "b", "c"], answers, None).tolist() == expected
+        nothing = Answers(("", ""), np.array([0.9, 0.8]))
+        assert pipeline._taught(["a", "b"], nothing, None).tolist() == [False, False]

@@ -123,6 +123,7 @@ class TestRegistry:
                 {"scale": 2.0},
                 "must take .logits, targets. and the options",
             ),
+            ("builtins:min", {}, "must take .logits, targets. and the options none: no signature"),
         ],
     )
     def test_refuses_in_one_line(self, name: str, options: dict[str, Any], message: str) -> None:

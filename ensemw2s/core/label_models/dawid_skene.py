@@ -8,6 +8,7 @@ do not, so its confidence is too high where they err together.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -30,13 +31,15 @@ def dawid_skene(
 ) -> Labels:
     """Posterior of each question's truth given the members' own choices, by EM from the shares of the votes.
 
+    Ties go to the tied choice with the larger mean probability, then to the lowest index.
+
     Model: P(truth c) = pi_c; a member of accuracy a answers c' = c with probability a, and each of the K - 1 others
     with (1 - a) / (K - 1), K the question's own number of choices. A member's vote then counts
     log(a (K - 1) / (1 - a)); the accuracies have Beta(1 + prior_right, 1 + prior_wrong) priors, whose mode adds
     pseudo-answers to the counts, so with both above 0 no member can get an infinite weight.
 
     Args:
-        votes: only the members' own choices are used, not their probabilities or alphas.
+        votes: the members' own choices are used; their probabilities decide ties alone, their alphas nothing.
         prior_right, prior_wrong: pseudo-answers that each member got right and wrong; both 0 is the plain maximum
             likelihood (accuracies are then kept 1e-10 inside (0, 1)).
         class_prior: "uniform" over the choices of a question, or "estimated" for classes that mean the same in every
@@ -94,7 +97,18 @@ def dawid_skene(
         "log_posteriors": path,
         "class_prior": None if class_prior == "uniform" else [float(p) for p in share],
     }
-    return Labels.from_scores(joint, offsets, weights=weight, details=details)
+    found = Labels.from_scores(joint, offsets, weights=weight, details=details)
+    # Two members always come out alike, so that each of their disagreements is a tie.
+    choice = _likeliest(joint, votes)
+    return replace(found, choice=choice, confidence=found.soft[offsets[:-1] + choice])
+
+
+def _likeliest(joint: FloatArray, votes: ChoiceVotes) -> IntArray:
+    """(n,) the best choice; ties go to the tied one with the larger mean probability, then to the lowest index."""
+    best = np.maximum.reduceat(joint, votes.offsets[:-1])
+    tied = joint >= np.repeat(best, votes.n_choices) - 1e-9
+    mean = np.exp(votes.logprobs).mean(axis=0)
+    return Labels.from_scores(np.where(tied, mean, -1.0), votes.offsets).choice
 
 
 def _log_joint(

@@ -136,12 +136,13 @@ def _check_models(config: ExperimentConfig, samples: list[Sample]) -> None:
     from ensemw2s.data.encoding import tokenizer_fingerprint
     from ensemw2s.engine.aligned import Readers
     from ensemw2s.engine.encoded import classes_of, make_encoder
-    from ensemw2s.engine.teaching import check_outputs
+    from ensemw2s.engine.teaching import check_member_loss, check_outputs
     from ensemw2s.models.device import pick_device
     from ensemw2s.models.facts import inspect_model
     from ensemw2s.models.loading import load_tokenizer
     from ensemw2s.training.deepspeed import choose_accelerator
 
+    check_member_loss(config.weak.training)
     choose_accelerator(pick_device(config.runtime.device))
     prints: dict[str, str] = {}
     named = []

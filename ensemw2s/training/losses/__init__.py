@@ -91,7 +91,7 @@ def make_loss(name: str, options: Mapping[str, Any] | None = None) -> TokenLoss:
         return _build(name, found, given)
     try:
         inspect.signature(found).bind(None, None, **given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # the second: a function of C whose parameters are not known
         raise ConfigError(
             f"loss {name} must take (logits, targets) and the options {sorted(given) or 'none'}: {error}"
         ) from error
