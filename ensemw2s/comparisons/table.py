@@ -158,13 +158,15 @@ def build_table(
         if what != "own" or name in others
     }
     gap = partial(pgr_interval, base["weak_single"], n_resamples=resamples, seed=0, level=level)
-    p_values = [_p_value(a, b, resamples) for a, b in pairs.values()]
-    differences = {
-        key: _difference(
-            paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level), p, float(adjusted)
-        )
-        for (key, (a, b)), p, adjusted in zip(pairs.items(), p_values, holm(p_values), strict=True)
-    }
+    # Variants that share their members have the same ensemble: one difference, asked about once.
+    asked = {(a - b).tobytes(): (a, b) for a, b in pairs.values()}
+    p_values = {key: _p_value(a, b, resamples) for key, (a, b) in asked.items()}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    differences = {}
+    for key, (a, b) in pairs.items():
+        interval = paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level)
+        same = (a - b).tobytes()
+        differences[key] = _difference(interval, p_values[same], float(corrected[same]))
     rows = []
     reference = next(iter(results))
     n_models = len(comparison.run(reference, comparison.config.seeds[0]).weak.models)

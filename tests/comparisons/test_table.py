@@ -97,6 +97,17 @@ def test_the_gap_recovered_is_that_of_the_ensembles_student(table: SplitTable) -
     assert other.pgr.value == pytest.approx((0.60 - 0.40) / (0.80 - 0.40))
 
 
+def test_a_difference_that_variants_share_is_corrected_for_once(tmp_path: Path) -> None:
+    """Three variants of one ensemble with three students: four differences, not six."""
+    for name, right in (("first", 70), ("soft", 66), ("kept", 62)):
+        write_predictions(tmp_path / name, {**FIRST, "student_ensemble": right})
+    rows = tabulate({name: [tmp_path / name] for name in ("first", "soft", "kept")}).variants
+    assert len({row.ensemble_difference for row in rows}) == 1
+    found = [rows[0].ensemble_difference, *(row.student_difference for row in rows)]
+    np.testing.assert_allclose([d.p_holm for d in found], holm([d.p_value for d in found]))
+    assert rows[0].student_difference.p_holm == pytest.approx(4 * rows[0].student_difference.p_value)
+
+
 def test_p_values_are_corrected_for_all_differences_of_the_table(table: SplitTable) -> None:
     first, other = table.variants
     found = [
