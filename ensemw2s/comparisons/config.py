@@ -72,18 +72,18 @@ class ComparisonConfig(Section):
         for name, changes in self.variants.items():
             # The ceiling and the other references are those of the first variant.
             fixed = ("runtime", "name", "runs_dir", "seed", "data", "strong", "evaluation")
-            shared = sorted(k for k in changes if k.split(".")[0] in fixed and not _of_loss(k))
+            shared = sorted(k for k in changes if k.split(".")[0] in fixed and not _of_labels(k))
             if shared:
                 raise ValueError(
-                    f"variant {name!r} changes {', '.join(shared)}: variants share data, seeds, runtime and the strong model but its loss; "
-                    "put it under set"
+                    f"variant {name!r} changes {', '.join(shared)}: variants share data, seeds, runtime and the strong model but "
+                    "its loss and its second stage (strong.preference); put it under set"
                 )
         return self
 
 
-def _of_loss(field: str) -> bool:
-    """What students learn from labels by may differ: the references are still those of the first variant."""
-    return field.startswith("strong.training.loss")
+def _of_labels(field: str) -> bool:
+    """How students learn from labels may differ: the references are still those of the first variant."""
+    return field.startswith(("strong.training.loss", "strong.preference"))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.errors import ConfigError, UserError
 
 #: Fields of the vote that say how several members agree.
-_OF_SEVERAL = {"rounds", "label_model", "calibrate", "combine", "merge_density"}
+_OF_SEVERAL = {"rounds", "label_model", "combine", "merge_density"}
 #: Stages that do not depend on the variant: one for each seed.
 COMMON = ("models as they are", "few-shot", "student ceiling", "student on_easy")
 
@@ -98,8 +98,13 @@ def work_key(stage: str, variant: str, config: ExperimentConfig) -> str:
     if stage == "member 1":
         parts = first
     elif stage == "student single":
+        from ensemw2s.engine.teaching import asks_teacher
+
         # Its labels are those of the first member.
         vote = config.vote.model_dump(mode="json", exclude=_OF_SEVERAL)
+        if not asks_teacher(config) and config.labels.keep_by == "all":
+            # A temperature changes how sure the single model is, and not what it says.
+            del vote["calibrate"]
         taught = [config.strong.training.loss, config.strong.training.loss_options]
         parts = [first, config.labels.model_dump(mode="json"), vote, taught]
     elif stage.startswith("prior"):

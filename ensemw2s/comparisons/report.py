@@ -119,6 +119,13 @@ def cells(table: SplitTable) -> list[list[str]]:
             own[3] = _interval(variant.single_student)
             own[4] = f"ensemble's: {_difference(variant.own_difference)}"
             rows.append(own)
+        if variant.second_stage is not None and variant.second_difference is not None:
+            second = ["" for _ in HEADER]
+            second[0] = f"{variant.name}: student after its second stage"
+            second[3] = _interval(variant.second_stage)
+            second[4] = _difference(variant.second_difference)
+            second[5] = _gap(variant.second_pgr)
+            rows.append(second)
     return rows
 
 

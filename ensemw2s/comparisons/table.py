@@ -28,15 +28,15 @@ SHARED = (
     ("weak_single", "Single weak model"),
     ("student_single", "Student of the single model"),
     ("student_noise", "Student of random noise"),
-    ("student_preference", "Student, second stage"),
     ("strong_zero_shot", "Strong model as it is"),
     ("strong_few_shot", "Strong model, few-shot"),
     ("strong_on_easy", "Strong model, easy labels"),
     ("ceiling", "Ceiling (true hard labels)"),
 )
 """systems beside the variants, from the first variant's runs; some only where evaluation.baselines asks for them"""
-RECOVERING = ("student_single", "student_noise", "student_preference", "strong_on_easy")
+RECOVERING = ("student_single", "student_noise", "strong_on_easy")
 """of these, those whose share of the gap to the ceiling is of interest"""
+SECOND_STAGE = "student_preference"
 WEAK_STAGES = ("prior-", "member-", "votes-member-", "answers-member-")
 
 Scores = dict[str, np.ndarray]
@@ -69,6 +69,9 @@ class VariantRow:
         single_student: student of the variant's own single model, where its labels (or members) differ from the first variant's;
             None where they do not.
         own_difference: student minus that one.
+        second_stage: the ensemble's student after its second stage (``strong.preference``); None where it has none.
+        second_difference: that one minus the single model's student of the first variant.
+        second_pgr: of that one, None where there may be no gap.
         flops_per_point: FLOPs beyond the single model's for each point that the ensemble is better than it; None where it is not.
     """
 
@@ -83,6 +86,9 @@ class VariantRow:
     flops_per_point: float | None
     single_student: Interval | None
     own_difference: Difference | None
+    second_stage: Interval | None
+    second_difference: Difference | None
+    second_pgr: Interval | None
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,9 @@ def build_table(
             ("ensemble", "weak_ensemble", base["weak_single"]),
             ("student", "student_ensemble", base["student_single"]),
             ("own", "student_ensemble", own["student_single"]),
+            ("second", SECOND_STAGE, base["student_single"]),
         )
-        if what != "own" or name in others
+        if ours in own and (what != "own" or name in others)
     }
     gap = partial(pgr_interval, base["weak_single"], n_resamples=resamples, seed=0, level=level)
     # Variants that share their members have the same ensemble: one difference, asked about once.
@@ -188,6 +195,9 @@ def build_table(
                 (weak_flops - single_flops) / points if points > 0 and weak_flops > single_flops else None,
                 accuracy(own["student_single"]) if name in others else None,
                 differences.get((name, "own")),
+                accuracy(own[SECOND_STAGE]) if SECOND_STAGE in own else None,
+                differences.get((name, "second")),
+                gap(own[SECOND_STAGE], base["ceiling"]) if SECOND_STAGE in own else None,
             )
         )
     there = [(key, label) for key, label in SHARED if key in base]

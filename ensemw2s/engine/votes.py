@@ -234,7 +234,7 @@ def vote(
     votes, fitted_to = _choice_votes(alphas, data, logprobs, how), known.votes
     if rule.calibrate:
         votes, fitted_to = (v.calibrated(known.temperatures) for v in (votes, fitted_to))
-        if ctx.config.vote.calibrate:
+        if ctx.config.vote.calibrate and how == ctx.config.vote.choice_score:
             ctx.warnings.extend(w for w in known.warnings(systems) if w not in ctx.warnings)
     return ChoiceAnswers.of(label(label_model, votes, Validation(fitted_to, known.truth)))
 

@@ -110,7 +110,10 @@ def test_a_comparison_of_an_earlier_version_goes_on(make_tiny: MakeConfig, tmp_p
         ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"seeds": []}, r"^seeds: \[\] is not allowed: .*at least 1 value"),
         ({"variants": {"x": {"data.prompt": "{question}"}}}, "variants share data, seeds, runtime"),
-        ({"variants": {"x": {"strong.training.epochs": 9}}}, "the strong model but its loss"),
+        (
+            {"variants": {"x": {"strong.training.epochs": 9}}},
+            "the strong model but its loss and its second stage",
+        ),
         ({"variants": {"x": {"boosting.metod": "bagging"}}}, "variant 'x': boosting.metod"),
         ({"name": None}, "name: it is missing"),
         ({"set": {"seed": 5}}, "set may not have seed: seeds says it for all runs"),
@@ -154,6 +157,27 @@ def test_variants_may_differ_in_the_loss_of_students(
     # Two students of labels; the truth is taught without trust, so that those are there. With another loss all four are new, and
     # the soft labels of the teachers (one line).
     assert (stages["trusting"], stages["tokens"]) == (2, 5)
+
+
+def test_a_variant_may_have_a_second_stage(make_tiny: MakeConfig, tmp_path: Path) -> None:
+    kept = {"labels.keep_by": "agreement", "labels.keep": 0.5}
+    variants = {"kept": kept, "second": {**kept, "strong.preference.beta": 0.3}}
+    comparison = load_comparison(write(tmp_path, make_tiny, variants=variants))
+    assert comparison.run("kept", 3).strong.preference is None
+    second = comparison.run("second", 3).strong.preference
+    assert second is not None
+    assert second.beta == 0.3
+
+
+@pytest.mark.parametrize(("targets", "new"), [("hard", 1), ("choices", 2)])
+def test_a_calibrated_single_model_teaches_another_student_where_shares_are_taught(
+    make_tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], targets: str, new: int
+) -> None:
+    variants = {"raw": {}, "calibrated": {"vote.calibrate": True}}
+    path = write(tmp_path, make_tiny, variants=variants, set={"labels.targets": targets})
+    assert cli.main(["compare", str(path), "--dry-run"]) == 0
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert int(lines["calibrated"][1]) == new
 
 
 def test_what_no_variant_can_do_is_said_before_anything_runs(

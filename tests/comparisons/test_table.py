@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ensemw2s.comparisons.report import cells
 from ensemw2s.comparisons.table import SplitTable, build_table
 from ensemw2s.core.multiple import holm
 
@@ -95,6 +96,26 @@ def test_the_gap_recovered_is_that_of_the_ensembles_student(table: SplitTable) -
     assert first.pgr.value == pytest.approx((0.70 - 0.40) / (0.80 - 0.40))
     assert other.pgr is not None
     assert other.pgr.value == pytest.approx((0.60 - 0.40) / (0.80 - 0.40))
+
+
+def test_the_second_stage_of_a_variant_has_a_row(tmp_path: Path) -> None:
+    """Held against the first variant's student of the single model, as the student of the first stage is; not every variant has one."""
+    write_predictions(tmp_path / "first", FIRST)
+    write_predictions(tmp_path / "other", {**FIRST, "student_preference": 75})
+    table = tabulate({name: [tmp_path / name] for name in ("first", "other")})
+    first, other = table.variants
+    assert (first.second_stage, first.second_difference, first.second_pgr) == (None, None, None)
+    assert other.second_stage is not None
+    assert other.second_stage.value == pytest.approx(0.75)
+    assert other.second_difference is not None
+    assert other.second_difference.value == pytest.approx(0.75 - 0.55)
+    assert other.second_pgr is not None
+    assert other.second_pgr.value == pytest.approx((0.75 - 0.40) / (0.80 - 0.40))
+    assert [row[0] for row in cells(table)][-3:] == [
+        "first (2 members)",
+        "other (2 members)",
+        "other: student after its second stage",
+    ]
 
 
 def test_a_difference_that_variants_share_is_corrected_for_once(tmp_path: Path) -> None:
