@@ -110,9 +110,9 @@ def run(
         ):
             from ensemw2s.engine.pipeline import Pipeline
             from ensemw2s.engine.sharing import share
-            from ensemw2s.models.device import pick_device
+            from ensemw2s.models.device import kind_of_device, pick_device
 
-            device = pick_device(config.runtime.device)
+            device = kind_of_device(pick_device(config.runtime.device))
             executor = share(
                 local_executor(ctx), ctx.config, ctx.store, ctx.say, device=device, trainer=f"torch {device}"
             )

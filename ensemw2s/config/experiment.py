@@ -43,7 +43,8 @@ class BoostingConfig(Section):
     )
     error_on: Literal["train", "out_of_bag", "easy_val"] = Field(
         "train",
-        description="where the error that decides the member weight is measured (round 1 has no out-of-bag part: train)",
+        description="where the error that decides the member weight is measured; out_of_bag: on units that the member was not drawn "
+        "(round 1 of adaboost sees all: train)",
     )
     prior: Literal["pretrained", "warmup", "unigram", "chance", "classes"] = Field(
         "pretrained",
@@ -76,6 +77,14 @@ class BoostingConfig(Section):
         if self.prior in ("unigram", "classes") and self.unit != "token":
             raise ValueError(
                 f"prior {self.prior} is the error on one token: it goes with unit token, not {self.unit}"
+            )
+        if self.error_on == "out_of_bag" and (
+            self.method == "seeds" or (self.method == "adaboost" and self.reweight == "loss")
+        ):
+            raise ValueError(
+                f"error_on out_of_bag needs members that are not shown all samples, and with "
+                f"{'method seeds' if self.method == 'seeds' else 'reweight loss'} each sees all: use easy_val or train, or "
+                "reweight token_bootstrap or sample_bootstrap"
             )
         return self
 

@@ -100,11 +100,21 @@ class LevelWeights:
         return wrong_mass / (wrong_mass + right_mass)
 
     def error_among(self, wrong: ArrayLike, among: ArrayLike) -> float | None:
-        """The same of some units, (n,) booleans `among`; None if they have no weight."""
+        """The same, estimated from some units, (n,) booleans `among`, each of which stands for those of its weight: the sum over the
+        weights of the weight of all units that have it times the share of them among `among` that is wrong, divided by the sum of those
+        weights of which there are any (post-stratification).
+
+        Units that were not drawn are light ones for the most part, as (1 - w)^n of those with weight w are not: taken as they are
+        they would say nothing of the heavy ones, on which the error depends.
+
+        Returns:
+            None if none of them has weight.
+        """
         counts = self._counts(as_flags(wrong, self.size), as_flags(among, self.size, "among"))
-        wrong_mass, right_mass = self._masses(counts)
-        total = wrong_mass + right_mass
-        return wrong_mass / total if total > 0.0 else None
+        seen = counts.sum(axis=1)
+        mass = np.where(seen > 0, self.values * self.counts(), 0.0)
+        total = math.fsum(mass)
+        return math.fsum(mass * counts[:, 1] / np.maximum(seen, 1)) / total if total > 0.0 else None
 
     def effective_sample_size(self) -> float:
         """1 / sum(w^2) of the normalized weights."""

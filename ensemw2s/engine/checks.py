@@ -16,6 +16,7 @@ from ensemw2s.engine.answers import (
     ensemble_answers,
     model_answers,
 )
+from ensemw2s.engine.boosting import load_records
 from ensemw2s.engine.context import RunContext
 
 
@@ -48,6 +49,20 @@ def taught_rows(ctx: RunContext, teacher: str) -> np.ndarray:
         # Written before there was a choice: all of them.
         return np.ones(pq.read_metadata(path).num_rows, dtype=bool)
     return np.array(pq.read_table(path, columns=["taught"]).column("taught").to_pylist(), dtype=bool)
+
+
+def check_errors(ctx: RunContext) -> list[str]:
+    """Warn where members' weights could not be decided by the error that is configured."""
+    boosting = ctx.config.boosting
+    # The first round of boosting shows all units to its member, and the configuration says so.
+    later = [r for r in load_records(ctx) if r.round > 1 or boosting.method == "bagging"]
+    without = [r for r in later if r.errors[boosting.error_on] is None]
+    if not without:
+        return []
+    return [
+        f"boosting.error_on {boosting.error_on}: {len(without)} of {len(later)} members left no whole {boosting.unit} undrawn, so that "
+        "their error on train decided their weight: use easy_val, reweight sample_bootstrap or a smaller unit"
+    ]
 
 
 def check_labels(ctx: RunContext) -> list[str]:

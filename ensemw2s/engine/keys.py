@@ -11,16 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ensemw2s.config import ExperimentConfig, ModelConfig
+from ensemw2s.config import ExperimentConfig, ModelConfig, TrainingConfig
 from ensemw2s.engine.soft_labels import labels_path, tokens_path
 from ensemw2s.engine.students import student_training
 from ensemw2s.engine.tasks import MemberTask, ModelRef, StudentTask
 from ensemw2s.models.sources import ModelSource, resolve_source
 from ensemw2s.runs.cache import content_key
 from ensemw2s.runs.store import file_hash
+from ensemw2s.training.losses import loss_source
 
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.py")
-WORK_VERSION = 1
+WORK_VERSION = 2
 """raised when the same settings come to another result, so that nothing from before is taken"""
 
 
@@ -98,6 +99,14 @@ class WorkKeys:
         weights = {p.name: _hash_file(p) for p in sorted(ref.folder.glob("*.safetensors"))}
         return content_key({"base": pretrained, "tuned": weights})
 
+    def _training(self, training: TrainingConfig) -> dict[str, Any]:
+        """Settings of a training, and the code of a loss of the user's own."""
+        source = loss_source(training.loss)
+        return {
+            **training.model_dump(mode="json"),
+            **({} if source is None else {"code": _hash_file(source)}),
+        }
+
     def member(self, task: MemberTask) -> str:
         """Key of a member's training."""
         return content_key(
@@ -105,7 +114,7 @@ class WorkKeys:
                 "work": "member",
                 "where": self._where,
                 "model": self._model(ModelRef("weak", task.index)),
-                "training": self._config.weak.training.model_dump(mode="json"),
+                "training": self._training(self._config.weak.training),
                 "epochs": task.epochs,
                 "split": self._split("easy_train"),
                 "seed": task.seed,
@@ -132,7 +141,7 @@ class WorkKeys:
                 "work": "student",
                 "where": [*self._where, self._trainer],
                 "model": self._model(ModelRef("strong")),
-                "training": student_training(self._config, task).model_dump(mode="json"),
+                "training": self._training(student_training(self._config, task)),
                 "split": self._split(task.split),
                 "seed": task.seed,
                 "labels": list(task.labels),

@@ -29,9 +29,10 @@ def selected_ensemble(ctx: RunContext) -> Ensemble:
         ArtifactError: the run has not got that far, or a member is damaged.
     """
     selected = int(ctx.store.require("select").info["selected"])
-    attempts = sorted(name for name in ctx.store.stages() if name.startswith("member-"))
+    attempts = [name for name in ctx.store.stages() if name.startswith("member-")]
     # A member that is not whole is an error here: without it the others would give other labels.
     records = [MemberRecord(**ctx.store.require(name).info["record"]) for name in attempts]
+    records.sort(key=lambda record: record.attempt)
     ensemble = kept_ensemble(ctx, records)
     if len(ensemble.refs) < selected:
         raise ArtifactError(

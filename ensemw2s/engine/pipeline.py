@@ -26,7 +26,7 @@ from ensemw2s.engine.answers import (
 )
 from ensemw2s.engine.baselines import ensure_few_shot, random_noise_labels
 from ensemw2s.engine.boosting import Boosting, MemberRecord, load_records
-from ensemw2s.engine.checks import check_ceiling, check_labels, taught_rows
+from ensemw2s.engine.checks import check_ceiling, check_errors, check_labels, taught_rows
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.lost import drop_member, lost_attempts
 from ensemw2s.engine.merging import ensure_merged, voting_ensemble
@@ -356,7 +356,7 @@ class Pipeline:
 
     def _check(self, single: Ensemble) -> None:
         ctx = self._ctx
-        for warning in [*check_labels(ctx), *check_ceiling(ctx, single)]:
+        for warning in [*check_errors(ctx), *check_labels(ctx), *check_ceiling(ctx, single)]:
             ctx.warnings.append(warning)
             ctx.say(f"warning: {warning}")
 

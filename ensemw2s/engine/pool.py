@@ -70,6 +70,15 @@ class LocalPool:
             self._supervisor = self._make()
         return Done(getattr(self._supervisor, method)(*args))
 
+    def close(self) -> None:
+        """Let go of the supervisor and its models: what comes next needs the device's memory."""
+        if self._supervisor is None:
+            return
+        from ensemw2s.models.memory import free_device_memory
+
+        self._supervisor = None
+        free_device_memory()
+
 
 class LocalExecutor:
     """Everything in one process, without Ray and DeepSpeed.
@@ -103,7 +112,11 @@ class LocalExecutor:
 
     @contextmanager
     def supervisors(self) -> Iterator[SupervisorPool]:
-        yield self.pool()
+        pool = self.pool()
+        try:
+            yield pool
+        finally:
+            pool.close()
 
     def pool(self) -> LocalPool:
         """The supervisor of this process."""

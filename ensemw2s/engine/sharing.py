@@ -28,22 +28,11 @@ class SharingPool:
     ) -> None:
         self.size = pool.size
         self._pool, self._cache, self._keys, self._found = pool, cache, keys, found
+        self._for_all: Done | None = None
 
     def submit(self, slot: int, method: str, *args: Any) -> Pending:
         if method == "train_member":
-            task: MemberTask = args[0]
-            key = self._keys.member(task)
-            held = self._cache.lock([key])
-            entry = self._cache.get(key)
-            if entry is None:
-                return _Stored(
-                    self._pool.submit(slot, method, task),
-                    lambda outcome: self._cache.put(key, asdict(outcome), files=task.output),
-                    held,
-                )
-            held.close()
-            self._found(task.name)
-            return Done(_restore(entry, task.output))
+            return self._member(slot, args[0])
         if method in SCORES:
             ref, split = args
             key = self._keys.scores(method, ref, split)
@@ -59,6 +48,28 @@ class SharingPool:
             arrays: dict[str, np.ndarray] = entry.arrays
             return Done(TokenScores(arrays["logprobs"], arrays["hits"], entry.payload))
         return self._pool.submit(slot, method, *args)
+
+    def _member(self, slot: int, task: MemberTask) -> Pending:
+        """Of several processes that train one member together the first, which is asked first, looks it up for all."""
+        if task.share is not None and task.share.rank > 0:
+            return self._pool.submit(slot, "train_member", task) if self._for_all is None else self._for_all
+        key = self._keys.member(task)
+        held = self._cache.lock([key])
+        try:
+            entry = self._cache.get(key)
+            if entry is None:
+                self._for_all = None
+                pending = self._pool.submit(slot, "train_member", task)
+                return _Stored(
+                    pending, lambda outcome: self._cache.put(key, asdict(outcome), files=task.output), held
+                )
+        except BaseException:
+            held.close()
+            raise
+        held.close()
+        self._found(task.name)
+        self._for_all = Done(_restore(entry, task.output))
+        return self._for_all
 
 
 class SharingExecutor:

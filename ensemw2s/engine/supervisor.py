@@ -178,7 +178,7 @@ class WeakSupervisor:
             progress=lambda done, total, loss: self._report(
                 ProgressEvent(name, done, total, f"loss {loss:.3f}", {"loss": loss})
             ),
-            autocast=None if compute == torch.float32 else compute,
+            autocast=compute if compute == torch.bfloat16 else None,
             frozen=frozen,
             kept=self._kept_activations(ref, frozen, rows),
         )

@@ -65,6 +65,18 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     return resolved
 
 
+def kind_of_device(device: str) -> str:
+    """What decides the dtype that auto stands for: cpu, cuda, or that a GPU has no bfloat16."""
+    import torch
+
+    kind = device.partition(":")[0]
+    return (
+        f"{kind} without bfloat16"
+        if kind == "cuda" and resolve_dtype("auto", device) != torch.bfloat16
+        else kind
+    )
+
+
 def set_threads(n: int) -> int:
     """Set the threads of one torch operation to n, and return n.
 

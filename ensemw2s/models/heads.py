@@ -135,7 +135,20 @@ def takes_positions(body: Any) -> bool:
     return "position_ids" in inspect.signature(body.forward).parameters
 
 
+def _with_some_weights(model: Any, body: Any, head: nn.Linear) -> bool:
+    own = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=own))
+        try:
+            return _says_the_same(model, body, head)
+        finally:
+            head.weight.zero_()
+
+
 def _says_the_same(model: Any, body: Any, head: nn.Linear) -> bool:
+    if not head.weight.any():
+        # A new classification head gives zeros, scaled or not.
+        return _with_some_weights(model, body, head)
     ids = torch.tensor([[0, 1]], device=head.weight.device)
     # Dropout would make a difference.
     modes = {module: module.training for module in model.modules()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from functools import cache
 from typing import Any
 
@@ -25,3 +26,14 @@ def give_back_memory() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def free_device_memory() -> None:
+    """Give back what models held that nobody refers to any more, on the GPU and to the operating system."""
+    import torch
+
+    # Modules refer to each other in circles.
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    give_back_memory()

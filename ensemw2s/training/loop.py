@@ -114,7 +114,8 @@ def fit(
         resume: folder of a verified checkpoint.
         checkpoint: called after every `checkpoint_steps` steps (0: after every epoch but the last).
         progress: called after each step on rank 0.
-        autocast: compute in this dtype with float32 weights (None: in the model's own dtype).
+        autocast: compute in this dtype with float32 weights (None: in the model's own dtype). Not float16: nothing scales the loss, and
+            small gradients would be 0.
         frozen: the part of the model that is not trained; it has no dropout.
         kept: what the frozen part says about each row is taken from here, and put here the first time.
 

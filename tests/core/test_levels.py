@@ -28,6 +28,40 @@ def some_weights(n: int, levels: int = 5) -> np.ndarray:
     return rng.choice(rng.random(levels), n)
 
 
+def by_weight(weights: np.ndarray, wrong: np.ndarray, among: np.ndarray) -> float:
+    """The error among some units, each weight by the mass of all units that have it."""
+    masses, shares = [], []
+    for value in np.unique(weights):
+        own = weights == value
+        if (own & among).any():
+            masses.append(weights[own].sum())
+            shares.append(wrong[own & among].mean())
+    return float(np.average(shares, weights=masses))
+
+
+@pytest.mark.parametrize("how", ["token_bootstrap", "sample_bootstrap"])
+def test_the_error_out_of_bag_is_that_of_all_units(how: str) -> None:
+    """Units that a member missed are heavy, and seldom out of its next bag; a model that knows no more of units that it was shown has
+    the same error there."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    offsets = np.arange(0, n + 1, 5)
+    hard = rng.random(n) < 0.2
+    levels = LevelWeights.uniform(n).reweighted(hard, 3.0)
+    found, plain = [], []
+    for _ in range(8):
+        wrong = rng.random(n) < np.where(hard, 0.5, 0.05)
+        outside = draw_round(1, how, levels.dense(), offsets, rng).out_of_bag
+        error = levels.error_among(wrong, outside)
+        assert error is not None
+        found.append(error - levels.error(wrong))
+        dense = levels.dense()[outside]
+        plain.append(dense[wrong[outside]].sum() / dense.sum() - levels.error(wrong))
+    assert abs(np.mean(found)) < 0.03
+    # By the weights of those that were not drawn it would be far too low.
+    assert np.mean(plain) < (-0.3 if how == "token_bootstrap" else -0.03)
+
+
 def test_a_round_by_hand() -> None:
     """Four units, one wrong, alpha log 3: its weight triples, so that it has half of all."""
     start = LevelWeights.uniform(4)
@@ -39,9 +73,11 @@ def test_a_round_by_hand() -> None:
     assert after.values.size == 2
     assert after.sum() == pytest.approx(1.0)
     assert after.effective_sample_size() == pytest.approx(1 / (1 / 4 + 3 / 36))
+    # One of the two light ones that are looked at is wrong, which stands for half of the three.
     assert after.error_among([True, True, False, False], [True, True, True, False]) == pytest.approx(
-        (1 / 2 + 1 / 6) / (1 / 2 + 2 / 6)
+        1 / 2 + 3 / 6 * 1 / 2
     )
+    assert after.error_among([True, True, False, False], [False, True, True, False]) == pytest.approx(1 / 2)
     assert after.error_among(wrong, [False] * 4) is None
     assert after.heaviest(3) == [0, 1, 2]
     assert after.heaviest(9) == [0, 1, 2, 3]
@@ -96,7 +132,10 @@ def test_rounds_are_those_of_dense_weights(n, rounds, seed) -> None:
         found = levels.error_among(wrong, among)
         assert (found is None) == (not dense[among].sum() > 0)
         if found is not None:
-            assert found == pytest.approx(weighted_error(wrong[among], dense[among]), abs=1e-9)
+            assert found == pytest.approx(by_weight(levels.dense(), wrong, among), abs=1e-9)
+        assert levels.error_among(wrong, np.ones(n, dtype=bool)) == pytest.approx(
+            levels.error(wrong), abs=1e-9
+        )
         levels, dense = levels.reweighted(wrong, alpha, cap), reweight(dense, wrong, alpha, max_weight=cap)
         np.testing.assert_allclose(levels.dense(), dense, rtol=1e-9, atol=1e-15)
         assert levels.effective_sample_size() == pytest.approx(effective_sample_size(dense))

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ensemw2s import api
 from ensemw2s.config import BoostingConfig, ExperimentConfig
 from ensemw2s.core.boosting import BoostingState, Units, draw_round, member_weight, reweight
+from ensemw2s.engine import checks
 from ensemw2s.engine.boosting import Boosting, MemberRecord, unit_weights
 from ensemw2s.engine.context import RunContext
 from ensemw2s.engine.pool import LocalExecutor
@@ -157,7 +159,9 @@ def check_errors(ctx: RunContext, record: MemberRecord, records: list[MemberReco
     outside = units.whole(draw.out_of_bag)
     out_of_bag = None
     if outside.any():
-        out_of_bag = pytest.approx(before[outside & wrong].sum() / before[outside].sum())
+        seen = [before == weight for weight in np.unique(before) if outside[before == weight].any()]
+        missed = [wrong[own & outside].mean() for own in seen]
+        out_of_bag = pytest.approx(np.average(missed, weights=[before[own].sum() for own in seen]))
     assert record.errors["out_of_bag"] == out_of_bag
     pool = LocalExecutor(ctx.config, ctx.run_dir, threads=1, report=ctx.report).pool()
     mistakes, _ = UnitErrors(ctx, pool).wrong(0, record.ref(ctx.run_dir), "easy_val")
@@ -306,3 +310,25 @@ def test_the_warm_up_of_the_prior_is_so_many_steps(steps: int, n_rows: int, tmp_
         np.testing.assert_array_equal(task.weights, np.ones(2 * n_rows))
         np.testing.assert_array_equal(task.denominators, np.full(n_rows, 2.0))
     assert (tasks[0].rows.tolist() == tasks[1].rows.tolist()) is (n_rows == 10)
+
+
+@pytest.mark.parametrize("changes", [{"reweight": "loss"}, {"method": "seeds"}])
+def test_an_error_out_of_bag_needs_a_bag(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="out_of_bag needs members that are not shown all samples"):
+        BoostingConfig(error_on="out_of_bag", **changes)
+    assert BoostingConfig(error_on="out_of_bag", method="bagging").error_on == "out_of_bag"
+
+
+def test_members_whose_error_could_not_be_measured_as_asked_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sample of twenty tokens has none of them left out in no bootstrap of tokens."""
+    errors = [None, 0.4, None]
+    records = [SimpleNamespace(round=i + 1, errors={"out_of_bag": e}) for i, e in enumerate(errors)]
+    monkeypatch.setattr(checks, "load_records", lambda ctx: records)
+    boosting = BoostingConfig(error_on="out_of_bag", unit="sample")
+    ctx: Any = SimpleNamespace(config=SimpleNamespace(boosting=boosting))
+    (warning,) = checks.check_errors(ctx)
+    assert warning.startswith("boosting.error_on out_of_bag: 1 of 2 members left no whole sample undrawn")
+    records[2].errors["out_of_bag"] = 0.3
+    assert checks.check_errors(ctx) == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,8 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.data.samples import Sample
 from ensemw2s.data.sources import load_unlabeled
 from ensemw2s.data.streaming import SampleFile
+from ensemw2s.engine import labeling
+from ensemw2s.engine.boosting import MemberRecord
 from ensemw2s.engine.label_file import label_file
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -115,3 +119,24 @@ def test_a_label_model_that_is_fitted_to_all_gets_all(
     )
     fitted = api.LoadedEnsemble(ctx, trained._ensemble, trained._pool)
     assert chunked(fitted, questions, tmp_path / "labels.jsonl") == [11]
+
+
+def test_the_members_of_a_long_run_are_in_the_order_of_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of stages are texts, of which member-100 stands before member-11."""
+    fields = dataclasses.fields(MemberRecord)
+    infos = {
+        f"member-{i:02d}": {"record": {f.name: i if f.name == "attempt" else None for f in fields}}
+        for i in range(120)
+    }
+    infos["select"] = {"selected": 1}
+    store = SimpleNamespace(stages=lambda: infos, require=lambda name: SimpleNamespace(info=infos[name]))
+    seen: list[int] = []
+
+    def kept(ctx: Any, records: list[MemberRecord]) -> Any:
+        seen.extend(record.attempt for record in records)
+        return SimpleNamespace(refs=records)
+
+    monkeypatch.setattr(labeling, "kept_ensemble", kept)
+    monkeypatch.setattr(labeling, "voting_ensemble", lambda *args: SimpleNamespace(systems=()))
+    labeling.selected_ensemble(SimpleNamespace(store=store))  # type: ignore[arg-type]
+    assert seen == list(range(120))

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.core.voting import mixture
+from ensemw2s.engine import supervisor
+from ensemw2s.engine.pool import LocalExecutor
 from ensemw2s.engine.results import SYSTEMS, comparable
 from ensemw2s.errors import ArtifactError, RunDirectoryError, UserError
 from ensemw2s.runs.store import RunStore
@@ -255,3 +258,53 @@ def test_no_member_better_than_the_prior_ends_plainly(make_tiny: MakeConfig, tmp
         run(config)
     events = (tmp_path / "runs/tiny/events.jsonl").read_text().splitlines()
     assert [json.loads(e)["event"] for e in events] == ["member_dropped", "member_dropped"]
+
+
+def test_the_supervisor_is_let_go_before_students_are_trained(tmp_path: Path) -> None:
+    """Whoever still holds the pool does not hold the weak models, whose memory the strong one needs."""
+    import weakref
+
+    executor = LocalExecutor(None, tmp_path, threads=1, report=lambda event: None)  # type: ignore[arg-type]
+
+    class Supervisor:
+        def device(self) -> str:
+            return "cpu"
+
+    made: list[Any] = []
+
+    def make() -> Supervisor:
+        supervisor = Supervisor()
+        made.append(weakref.ref(supervisor))
+        return supervisor
+
+    executor._supervisor = make  # type: ignore[method-assign]
+    with executor.supervisors() as pool:
+        assert pool.submit(0, "device").result() == "cpu"
+        assert made[0]() is not None
+    assert made[0]() is None
+    assert pool.size == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computes"), [("float32", None), ("float16", None), ("bfloat16", torch.bfloat16)]
+)
+def test_only_bfloat16_is_trained_in_half_precision(
+    make_tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, computes: Any
+) -> None:
+    """Without scaling, small gradients are 0 in float16; its members are trained in float32 and kept in float16."""
+    from safetensors.torch import load_file
+
+    seen: list[Any] = []
+    fit = supervisor.fit
+
+    def noting(*args: Any, **options: Any) -> Any:
+        seen.append(options["autocast"])
+        return fit(*args, **options)
+
+    monkeypatch.setattr(supervisor, "fit", noting)
+    config = make_tiny(tmp_path, boosting={"rounds": 1, "prior": "unigram"})
+    config["weak"]["models"][0]["dtype"] = dtype
+    result = api.run(ExperimentConfig.model_validate(config), until="labels")
+    assert seen == [computes]
+    weights = load_file(result.run_dir / "members" / "00" / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {getattr(torch, dtype)}

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
+from ensemw2s.engine.keys import WorkKeys
+from ensemw2s.engine.pool import Done
 from ensemw2s.engine.results import comparable
+from ensemw2s.engine.sharing import SharingPool
+from ensemw2s.engine.tasks import TrainOutcome
+from ensemw2s.runs.cache import ResultCache
+from ensemw2s.training.share import Share
 
 MakeConfig = Callable[..., dict[str, Any]]
 LEARNS = {
@@ -80,3 +90,70 @@ def test_keys_tell_models_apart(make_tiny: MakeConfig, tmp_path: Path, tiny_weak
     assert pretrained_key(ModelConfig(path=str(copy), label="another name")) == same
     (copy / "modeling_own.py").write_text("x = 1")
     assert pretrained_key(ModelConfig(path=str(copy))) != same
+
+
+class Trainers:
+    """A pool whose trainings are counted; the first of several writes the member."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.broken = False
+
+    def submit(self, slot: int, method: str, task: Any) -> Any:
+        if self.broken:
+            raise OSError("no supervisor")
+        self.asked.append(0 if task.share is None else task.share.rank)
+        if self.asked[-1] == 0:
+            task.output.mkdir(parents=True, exist_ok=True)
+            (task.output / "weights").write_text("w")
+        return Done(TrainOutcome(1.0, 2, 3.0, "cpu", 4, [0.5]))
+
+
+def member_task(output: Path, share: Share | None = None) -> Any:
+    return SimpleNamespace(name="member", output=output, share=share)
+
+
+@pytest.mark.timeout(20)
+def test_processes_that_train_one_member_together_share_it(tmp_path: Path) -> None:
+    """All are asked before any of them is waited for; a second run asks none."""
+    inner, names = Trainers(), []
+    keys: Any = SimpleNamespace(member=lambda task: "k" * 64)
+    for name, asked in (("first", [0, 1]), ("second", [])):
+        inner.asked = []
+        pool = SharingPool(inner, ResultCache(tmp_path / "cache"), keys, names.append)
+        tasks = [member_task(tmp_path / name, Share(rank, 2, "here")) for rank in range(2)]
+        pending = [pool.submit(rank, "train_member", task) for rank, task in enumerate(tasks)]
+        assert [p.result().steps for p in pending] == [4, 4]
+        assert inner.asked == asked
+        assert (tmp_path / name / "weights").read_text() == "w"
+    assert names == ["member"]
+
+
+@pytest.mark.timeout(20)
+def test_work_that_cannot_be_begun_is_free_for_others(tmp_path: Path) -> None:
+    inner, cache = Trainers(), ResultCache(tmp_path / "cache")
+    keys: Any = SimpleNamespace(member=lambda task: "k" * 64)
+    pool = SharingPool(inner, cache, keys, lambda name: None)
+    inner.broken = True
+    with pytest.raises(OSError, match="no supervisor") as failed:
+        pool.submit(0, "train_member", member_task(tmp_path / "a"))
+    # The error is still there, with all that it refers to.
+    cache.lock(["k" * 64]).close()
+    assert failed.value.args == ("no supervisor",)
+
+
+def test_a_loss_of_ones_own_is_known_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemw2s.config import TrainingConfig
+
+    source = tmp_path / "losses_of_mine.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = object.__new__(WorkKeys)
+    found = []
+    for factor in (1, 2):
+        source.write_text(f"def mine(logits, targets):\n    return {factor} * logits.sum(-1)\n")
+        os.utime(source, ns=(factor * 10**9, factor * 10**9))
+        found.append(keys._training(TrainingConfig(loss="losses_of_mine:mine")))
+    assert found[0]["code"] != found[1]["code"]
+    assert "code" not in keys._training(TrainingConfig(loss="cross_entropy"))

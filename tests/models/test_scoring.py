@@ -171,6 +171,23 @@ def test_a_model_that_changes_its_logits_is_not_divided(
     np.testing.assert_array_equal(own.hits, whole.hits)
 
 
+@pytest.mark.parametrize(
+    ("config", "may"),
+    [(llama_config(), True), (Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=5.0), False)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_new_head_does_not_hide_what_a_model_does_with_its_logits(config: Any, may: bool) -> None:
+    """Its zeros are zeros however they are scaled; they are there again when that has been tried."""
+    model = random_model(config)
+    model.set_output_embeddings(torch.nn.Linear(model.config.hidden_size, 3, bias=False))
+    head = model.get_output_embeddings()
+    torch.nn.init.zeros_(head.weight)
+    state = torch.get_rng_state()
+    assert (divided(model) is not None) == may
+    assert not head.weight.any()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_head_is_bounded_where_a_text_cannot_be_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recurrent layers have no cache of slots: the text is read at once, and the head runs on a part of it at a time."""
     config = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, state_size=8)

@@ -62,7 +62,8 @@ def story(ctx: RunContext) -> dict[str, Any]:
     stages = ctx.store.stages()
     common = {"name": ctx.config.name, "stages": list(stages), "level": ctx.config.evaluation.level}
     if "results" not in stages:
-        records = [stages[name].info["record"] for name in sorted(stages) if name.startswith("member-")]
+        records = [stage.info["record"] for name, stage in stages.items() if name.startswith("member-")]
+        records.sort(key=lambda record: int(record["attempt"]))
         return {**common, "finished": False, "members": [_member(record) for record in records]}
     from ensemw2s.runs.report import load_results
 

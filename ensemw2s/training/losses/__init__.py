@@ -12,6 +12,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -96,6 +97,17 @@ def make_loss(name: str, options: Mapping[str, Any] | None = None) -> TokenLoss:
             f"loss {name} must take (logits, targets) and the options {sorted(given) or 'none'}: {error}"
         ) from error
     return FunctionLoss(name, found, given)
+
+
+def loss_source(name: str) -> Path | None:
+    """The file that a loss of one's own is written in; None for those of `LOSSES`, and where Python knows of no file."""
+    if ":" not in name:
+        return None
+    try:
+        found = inspect.getsourcefile(_resolve(name))
+    except TypeError:
+        found = None
+    return None if found is None else Path(found)
 
 
 def _build(name: str, kind: type[TokenLoss], options: dict[str, Any]) -> TokenLoss:
