@@ -21,7 +21,7 @@ from ensemw2s.config import ExperimentConfig
 from ensemw2s.config.uris import is_uri
 from ensemw2s.core.utf8 import END
 from ensemw2s.engine.tasks import ProgressEvent, Until
-from ensemw2s.errors import ConfigError, RunDirectoryError, UserError
+from ensemw2s.errors import ConfigError, DataError, RunDirectoryError, UserError
 from ensemw2s.opening import Show, local_executor, locked_run, open_run
 from ensemw2s.runs.reading import read_run
 from ensemw2s.runs.store import RunStore
@@ -228,12 +228,22 @@ class LoadedEnsemble:
             question: put into the run's prompt template.
             max_new_tokens: instead of the run's own limit.
             raw: use the text as the whole prompt.
+
+        Raises:
+            DataError: the text has characters that are none.
+            ConfigError: the members answer with one of their classes.
         """
         from ensemw2s.data.samples import Sample
         from ensemw2s.engine.encoded import NO_TEXT
         from ensemw2s.engine.labeling import generate_answers
 
         ctx, splits = self._ctx, self._ctx.splits
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the prompt is not UTF-8 ({error.reason}): give it in the encoding of the terminal"
+            ) from None
         if raw:
             splits = ctx.weak_splits(ctx.config.data.model_copy(update={"prompt": "{question}"}))
         if splits.n_classes is not None:

@@ -19,8 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command not in ("run", "rate", "doctor", "sweep", "compare", "serve"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    overrides = [*getattr(arguments, "overrides", []), *rest]
-    return exit_code(lambda: int(arguments.function(arguments, overrides)))
+    return exit_code(lambda: int(arguments.function(arguments, rest)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +36,6 @@ def build_parser() -> argparse.ArgumentParser:
         "run", help="the whole pipeline; continues a run that was stopped", add_help=False, allow_abbrev=False
     )
     run.add_argument("config", nargs="?", help="YAML file")
-    run.add_argument("overrides", nargs="*", help=EPILOG)
     run.add_argument(
         "--dry-run",
         action="store_true",
@@ -45,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("-h", "--help", action="store_true", help="this help, with every configuration field")
     run.set_defaults(function=_run)
+    _take_overrides(run, EPILOG)
 
     label = commands.add_parser(
         "label", help="label new questions with a trained ensemble", allow_abbrev=False
@@ -60,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         "rate", help="rate a labelled data set by difficulty, for easy-to-hard splits", allow_abbrev=False
     )
     rate.add_argument("config", help="YAML file: data.pool is rated by weak.models")
-    rate.add_argument("overrides", nargs="*", help=EPILOG)
     rate.add_argument(
         "--output",
         required=True,
@@ -84,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--irt", choices=("rasch", "2pl", "auto"), help="model (irt); default auto: 2pl from 30 models on"
     )
     rate.set_defaults(function=_rate)
+    _take_overrides(rate, EPILOG)
 
     generate = commands.add_parser("generate", help="one answer, and who voted for what", allow_abbrev=False)
     generate.add_argument("run", help="run directory, or its URI")
@@ -129,12 +128,6 @@ def build_parser() -> argparse.ArgumentParser:
         "serve", help="answer OpenAI's clients with a trained ensemble and its student", allow_abbrev=False
     )
     serve.add_argument("run", help="run directory, or its URI")
-    serve.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="limits, for example max_queue=10 quorum=2 (docs/serving.md)",
-    )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1); others need --api-keys")
     serve.add_argument("--port", type=int, help="port (default 8000)")
     serve.add_argument("--api-keys", help="file with one API key a line; may change while the server runs")
@@ -157,34 +150,41 @@ def build_parser() -> argparse.ArgumentParser:
         help="put this run in the place of the one that the cluster serves, without losing a request, and return",
     )
     serve.set_defaults(function=_serve)
+    _take_overrides(serve, "Limits, for example max_queue=10 quorum=2 (docs/serving.md).")
 
     sweep = commands.add_parser(
         "sweep", help="one experiment with many settings, chosen on validation (Ray Tune)", allow_abbrev=False
     )
     sweep.add_argument("config", help="YAML file of the sweep, for example configs/sweep.yaml")
-    sweep.add_argument("overrides", nargs="*", help=f"{EPILOG} Fields of the sweep, too: samples=20")
     sweep.set_defaults(function=_sweep)
+    _take_overrides(sweep, f"{EPILOG} Fields of the sweep, too: samples=20")
 
     compare = commands.add_parser(
         "compare", help="several ways to make the ensemble, several seeds, one table", allow_abbrev=False
     )
     compare.add_argument("config", help="YAML file of the comparison, for example configs/compare.yaml")
     compare.add_argument(
-        "overrides",
-        nargs="*",
-        help="Fields of the experiment and of the comparison: key=value or --key value, for example boosting.rounds=4 or seeds=[0,1,2].",
-    )
-    compare.add_argument(
         "--dry-run", action="store_true", help="check every variant and estimate what it adds; writes nothing"
     )
     compare.set_defaults(function=_compare)
+    _take_overrides(
+        compare,
+        "Fields of the experiment and of the comparison: key=value or --key value, for example boosting.rounds=4 or seeds=[0,1,2].",
+    )
 
     doctor = commands.add_parser("doctor", help="what is there, and what is wrong", allow_abbrev=False)
     doctor.add_argument("config", nargs="?", help="YAML file whose models and data are checked, too")
-    doctor.add_argument("overrides", nargs="*", help=EPILOG)
     doctor.add_argument("--deep", action="store_true", help="also start a small local Ray")
     doctor.set_defaults(function=_doctor)
+    _take_overrides(doctor, EPILOG)
     return parser
+
+
+def _take_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Say that a command takes overrides. They are what its parser does not know: as a positional argument of any number they would
+    be cut in two at the first option, and not in the same way by all versions of Python."""
+    parser.epilog = text
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').strip()} [key=value ...]"
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:

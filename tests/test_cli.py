@@ -285,6 +285,23 @@ def test_a_dry_run_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["run", "rate", "sweep", "compare", "doctor", "serve"])
+@pytest.mark.parametrize(
+    "given",
+    [["--seed", "1", "boosting.rounds=4"], ["boosting.rounds=4", "--seed", "-1"], ["a=1", "b=2", "--c=d"]],
+)
+def test_overrides_stay_in_their_order(command: str, given: list[str]) -> None:
+    """In every version of Python: they are what the parser leaves over, and no positional argument of any number."""
+    output = ["--output", "x.jsonl"] if command == "rate" else []
+    arguments, rest = cli.build_parser().parse_known_args([command, "c.yaml", *given, *output])
+    assert rest == given
+    assert getattr(arguments, "config", None) == "c.yaml" or arguments.run == "c.yaml"
+    subparsers = cli.build_parser()._subparsers
+    assert subparsers is not None
+    (choices,) = [a.choices for a in subparsers._group_actions]
+    assert all(action.nargs != "*" for action in choices[command]._actions)  # type: ignore[index,call-overload]
+
+
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--help"]) == 0
     out = capsys.readouterr().out
@@ -333,6 +350,9 @@ def test_run_label_generate_report(
     out = capsys.readouterr().out
     assert "confidence" in out
     assert "member-00" in out
+    # As Python takes a byte of another encoding from the command line.
+    assert cli.main(["generate", str(run_dir), "--prompt", "caf\udce9"]) == 2
+    assert "error: the prompt is not UTF-8" in capsys.readouterr().err
 
     (run_dir / "report.html").unlink()
     assert cli.main(["report", str(run_dir)]) == 0

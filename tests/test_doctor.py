@@ -187,6 +187,23 @@ class TestHub:
         online(f"http://127.0.0.1:{free_port}")
         assert reach.check_hub().status == "warn"
 
+    def test_an_answer_that_is_no_http(self, online: Callable[[str], None]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def talk() -> None:
+                client, _ = server.accept()
+                with client:
+                    client.recv(1000)
+                    client.sendall(b"220 mail.example.org ready\r\n")
+
+            thread = threading.Thread(target=talk)
+            thread.start()
+            online(f"http://127.0.0.1:{server.getsockname()[1]}")
+            check = reach.check_hub()
+            thread.join()
+        assert check.status == "warn"
+        assert "does not answer" in check.detail
+
     @pytest.mark.parametrize("endpoint", ["", "ftp://127.0.0.1", "http://", "hub"])
     def test_an_endpoint_that_is_no_web_address(self, online: Callable[[str], None], endpoint: str) -> None:
         online(endpoint)

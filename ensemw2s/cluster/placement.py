@@ -42,10 +42,45 @@ def plan_supervisors(runtime: RuntimeConfig, rounds: int, total: Resources) -> S
     gpus = runtime.gpus_per_supervisor
     if gpus == "auto":
         gpus = 1.0 if n_gpus >= 1 else 0.0
-    possible = n_gpus / gpus if gpus else total.get("CPU", 1.0) / 4
-    automatic = max(1, min(rounds, int(possible + 1e-9)))
+    possible = gpu_slots(n_gpus, gpus) if gpus else int(total.get("CPU", 1.0) / 4 + 1e-9)
+    automatic = max(1, min(rounds, possible))
     size = automatic if runtime.supervisors == "auto" else runtime.supervisors
     return SupervisorPlan(size, runtime.cpus_per_supervisor, float(gpus))
+
+
+def gpu_slots(there: float, each: float) -> int:
+    """How many processes that ask for `each` GPUs a node with `there` holds. Ray gives a part of a GPU from one GPU, never pieces of
+    two: two GPUs hold two processes with 0.6, not three."""
+    if each < 1.0:
+        return int(there + 1e-9) * int(1.0 / each + 1e-9)
+    return int(there / each + 1e-9)
+
+
+class _Node:
+    """What is free on a node."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._free = {kind: amount for kind, amount in resources.items() if kind != "GPU"}
+        there = resources.get("GPU", 0.0)
+        whole = int(there + 1e-9)
+        self._gpus = [1.0] * whole + ([there - whole] if there - whole > 1e-9 else [])
+
+    def take(self, bundle: Resources) -> bool:
+        """Reserve it, if it fits."""
+        others = {kind: amount for kind, amount in bundle.items() if kind != "GPU"}
+        if any(self._free.get(kind, 0.0) < amount - 1e-9 for kind, amount in others.items()):
+            return False
+        wanted = bundle.get("GPU", 0.0)
+        part = min(wanted, 1.0)
+        found = [i for i, free in enumerate(self._gpus) if free >= part - 1e-9] if wanted else []
+        n = math.ceil(wanted - 1e-9)
+        if len(found) < n:
+            return False
+        for i in found[:n]:
+            self._gpus[i] -= part
+        for kind, amount in others.items():
+            self._free[kind] -= amount
+        return True
 
 
 def place(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> list[int] | None:
@@ -53,16 +88,14 @@ def place(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> list[int]
 
     Largest GPU demand first, so that equal bundles (all that this package makes) are placed whenever that is possible.
     """
-    free = [dict(n) for n in nodes]
+    free = [_Node(n) for n in nodes]
     order = sorted(
         range(len(bundles)), key=lambda i: (-bundles[i].get("GPU", 0.0), -bundles[i].get("CPU", 0.0))
     )
     placed = [-1] * len(bundles)
     for i in order:
         for j, node in enumerate(free):
-            if all(node.get(kind, 0.0) >= amount - 1e-9 for kind, amount in bundles[i].items()):
-                for kind, amount in bundles[i].items():
-                    node[kind] = node.get(kind, 0.0) - amount
+            if node.take(bundles[i]):
                 placed[i] = j
                 break
         else:

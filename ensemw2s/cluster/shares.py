@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ensemw2s.cluster.placement import gpu_slots
 from ensemw2s.config import RuntimeConfig
 from ensemw2s.errors import ResourceError
 
@@ -78,7 +79,7 @@ def process_share(
 def _fit(node: dict[str, Any], cpus: float, gpus: float) -> int:
     """How many of them a node holds."""
     by_cpu = int(node["CPU"] / cpus + 1e-9)
-    return min(by_cpu, int(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus > 0 else by_cpu
+    return min(by_cpu, gpu_slots(node.get("GPU", 0.0), gpus)) if gpus > 0 else by_cpu
 
 
 def in_one_process(runtime: RuntimeConfig, share: Share, cache: str) -> RuntimeConfig:

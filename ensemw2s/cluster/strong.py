@@ -20,6 +20,7 @@ from ensemw2s.engine.tasks import ProgressEvent, StudentTask, TrainOutcome
 from ensemw2s.errors import ArtifactError, EnsemW2SError, WorkerFailure
 from ensemw2s.runs.cache import link_tree
 from ensemw2s.runs.mirror import Mirror, Storage
+from ensemw2s.runs.store import write_atomic
 from ensemw2s.training.checkpoint import verify
 
 OUTCOME = "training.json"
@@ -384,7 +385,7 @@ def _empty_folder(task: StudentTask, mirror: Mirror | None) -> Path:
 def _finish(task: StudentTask, outcome: TrainOutcome, mirror: Mirror | None) -> None:
     """The last thing that is written: what the training did."""
     if mirror is None:
-        (finished_folder(task) / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        write_atomic(finished_folder(task) / OUTCOME, json.dumps(asdict(outcome)))
     else:
         mirror.publish(task.output, asdict(outcome))
 

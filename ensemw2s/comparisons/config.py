@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ensemw2s.config import ExperimentConfig, Section
+from ensemw2s.config.base import check_gpus
 from ensemw2s.errors import ConfigError
 from ensemw2s.settings import (
     absolute_paths,
@@ -61,6 +62,11 @@ class ComparisonConfig(Section):
     variants: Annotated[dict[str, Changes], Field(min_length=1)] = Field(
         VARIANTS, description="name in the table -> fields that differ from the experiment"
     )
+
+    @model_validator(mode="after")
+    def _gpus_are_given_so(self) -> ComparisonConfig:
+        check_gpus("gpus_per_run", self.gpus_per_run)
+        return self
 
     @model_validator(mode="after")
     def _no_repeats(self) -> ComparisonConfig:

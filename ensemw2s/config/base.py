@@ -16,3 +16,15 @@ class Section(BaseModel):
     """A frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def check_gpus(name: str, gpus: float | str | None) -> None:
+    """Refuse a number of GPUs that Ray does not give: it counts in ten-thousandths of one, and above one only whole GPUs.
+
+    Raises:
+        ValueError: `name` says where it stands.
+    """
+    if isinstance(gpus, float) and (gpus != round(gpus, 4) or (gpus > 1.0 and gpus != int(gpus))):
+        raise ValueError(
+            f"{name} {gpus:g} is not allowed: give at most four decimals up to 1, whole numbers above"
+        )

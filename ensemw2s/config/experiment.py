@@ -12,7 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ensemw2s.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from ensemw2s.config.base import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    check_gpus,
+)
 from ensemw2s.config.data import DataConfig
 from ensemw2s.config.models import ModelConfig, StrongTrainingConfig, TrainingConfig
 from ensemw2s.config.preference import PreferenceConfig
@@ -259,6 +266,11 @@ class RuntimeConfig(Section):
         description="folder on each node's own disk for its copy of a run whose runs_dir is a URI; ~ and $VARIABLES are those of "
         "the node; default: ENSEMW2S_WORK_DIR, else .cache/ensemw2s/runs in the home folder",
     )
+
+    @model_validator(mode="after")
+    def _gpus_are_given_so(self) -> RuntimeConfig:
+        check_gpus("gpus_per_supervisor", self.gpus_per_supervisor)
+        return self
 
 
 class ExperimentConfig(Section):

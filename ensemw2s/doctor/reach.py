@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -40,7 +41,7 @@ def check_hub() -> Check:
             return Check("hub", "ok", f"{endpoint} answers")
     except urllib.error.HTTPError as error:
         return Check("hub", "ok", f"{endpoint} answers ({error.code})")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         return Check("hub", "warn", f"{endpoint} does not answer: {reason}", remedy)
 

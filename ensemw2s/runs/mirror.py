@@ -133,10 +133,11 @@ class Mirror:
             if there.get(name) == expected:
                 continue
             source = self.folder / name
-            if source.exists() or named.get(name) != expected:
+            if source.exists():
                 self.remote.upload(source, name)
                 self.names().add(name)
-            # Else it was there and is nowhere now; its stage is found damaged when it is asked for.
+            # Else the worker that made it has published it, before a process that was killed since could say so; or it was there and is
+            # nowhere now. Its hash is looked at when it is asked for.
         self._loose.push()
         if text != base:
             self.lock.check()

@@ -331,10 +331,13 @@ class RunStore:
             raise ArtifactError(
                 f"{path} is not whole ({error}): restore it, or remove the run and start it again"
             ) from None
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("stages", {}), dict):
+            raise ArtifactError(f"{path} is not a manifest: restore it, or remove the run and start it again")
         if manifest.get("schema") != SCHEMA:
             raise RunDirectoryError(
                 f"{path} has schema {manifest.get('schema')!r}, this version reads {SCHEMA}"
             )
+        manifest.setdefault("stages", {})
         return manifest
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:

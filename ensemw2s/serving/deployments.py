@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray import serve
 from ray.serve import Application
 
 from ensemw2s.cluster.away import Away
 from ensemw2s.cluster.placement import check_fits, threads_per_process
 from ensemw2s.config import ExperimentConfig
-from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, Section
+from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, Section, check_gpus
 from ensemw2s.engine.tasks import ModelRef
 from ensemw2s.runs.mirror import Storage
 from ensemw2s.serving.lanes import Desks
@@ -58,6 +58,11 @@ class Arguments(Section):
     members: str | None = Field(
         None, description="application that holds the members (build_members); default: this one"
     )
+
+    @model_validator(mode="after")
+    def _gpus_are_given_so(self) -> Arguments:
+        check_gpus("gpus_per_member", self.gpus_per_member)
+        return self
 
 
 class Member:

@@ -44,6 +44,10 @@ class Plan:
         return sum(len(p) for p in self.prompts)
 
 
+LABEL_CHARACTERS = 1_000_000
+"""of a question, times its choices: the text is read once a choice before anything can be said about its length"""
+
+
 def plan_completion(
     body: CompletionRequest, models: Mapping[str, ServedModel], settings: ServeSettings
 ) -> Plan:
@@ -81,6 +85,14 @@ def plan_label(
         raise invalid(
             "input", f"input: {choices} choices in all, one request takes {settings.max_choices}: send fewer"
         )
+    for question in questions:
+        read = len(question.question) * len(question.choices or ("",))
+        if read > LABEL_CHARACTERS:
+            raise invalid(
+                "input",
+                f"input: a question of {len(question.question):,} characters with {len(question.choices or ()):,} choices is read once a "
+                f"choice, {read:,} characters in all, and {LABEL_CHARACTERS:,} are taken: shorten it, or give less choices",
+            )
     if choices and model.unanswerable is not None:
         raise invalid("input", f"input: {model.unanswerable}", "unsupported_value")
     samples = [

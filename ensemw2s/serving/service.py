@@ -58,7 +58,8 @@ class Service:
             if body.echo and plan.logprobs is not None:
                 scores = await self._backend.score(plan.model.name, plan.prompts, plan.logprobs)
             answers = await self._collect(plan)
-            return self._completion_answer(plan, body, scores, answers)
+            # Token by token and alternative by alternative: streams and health checks do not wait for it.
+            return await asyncio.to_thread(self._completion_answer, plan, body, scores, answers)
 
         return await self.guarded(request, work)
 
@@ -93,22 +94,24 @@ class Service:
             return await self._streamed("chat", plan, body, request)
 
         async def work() -> Response:
-            answers = await self._collect(plan)
-            choices = []
-            for index, answer in enumerate(answers):
-                scored = wire.scored_answer(answer)
-                logprobs = (
-                    None if plan.logprobs is None else wire.chat_logprobs(plan.model, scored, plan.logprobs)
-                )
-                message = {"role": "assistant", "content": answer.text, "refusal": None}
-                reason = wire.finish_reason(answer.finish)
-                choices.append(
-                    {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
-                )
-            voted = [a.voters for a in answers if a.voters is not None]
-            return self._answer("chat.completion", "chatcmpl", plan, choices, answers, voted)
+            return await asyncio.to_thread(self._chat_answer, plan, await self._collect(plan))
 
         return await self.guarded(request, work)
+
+    def _chat_answer(self, plan: Plan, answers: list[Answer]) -> Response:
+        choices = []
+        for index, answer in enumerate(answers):
+            scored = wire.scored_answer(answer)
+            logprobs = (
+                None if plan.logprobs is None else wire.chat_logprobs(plan.model, scored, plan.logprobs)
+            )
+            message = {"role": "assistant", "content": answer.text, "refusal": None}
+            reason = wire.finish_reason(answer.finish)
+            choices.append(
+                {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+            )
+        voted = [a.voters for a in answers if a.voters is not None]
+        return self._answer("chat.completion", "chatcmpl", plan, choices, answers, voted)
 
     async def label(self, body: LabelRequest, request: Request) -> Response:
         """``/v1/label``."""

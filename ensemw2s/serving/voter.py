@@ -217,8 +217,10 @@ class Voter:
         scores = self._ask_all(asked, "score_texts", requests, "questions")
         logprobs = np.stack([s.logprobs for s in scores])
         systems = [self._ensemble.systems[m] for m in asked]
-        voted = vote(self._ctx, systems, alphas, data, logprobs)
         own = [answer_choices(self._ctx, data, member) for member in logprobs]
+        # A student answers for itself, in its own tokens; temperatures are of members.
+        is_student = systems[0].startswith("student")
+        voted = own[0] if is_student else vote(self._ctx, systems, alphas, data, logprobs)
         results = []
         for i, sample in enumerate(samples):
             choice, encoded = int(voted.index[i]), data.encoded[i]

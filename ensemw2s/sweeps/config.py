@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ensemw2s.config import ExperimentConfig, Section
-from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, PositiveInt
+from ensemw2s.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, check_gpus
 from ensemw2s.errors import ConfigError
 from ensemw2s.settings import assignments, config_from_mapping, read_base, read_study, split_study
 
@@ -106,6 +106,11 @@ class SweepConfig(Section):
     gpus_per_trial: NonNegativeFloat | None = Field(
         None, description="GPUs (or a fraction) of a trial; default: 1 where there are GPUs"
     )
+
+    @model_validator(mode="after")
+    def _gpus_are_given_so(self) -> SweepConfig:
+        check_gpus("gpus_per_trial", self.gpus_per_trial)
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> SweepConfig:

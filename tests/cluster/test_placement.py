@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from ensemw2s.cluster.placement import check_fits, place, plan_supervisors, threads_per_process
+from ensemw2s.cluster.placement import check_fits, gpu_slots, place, plan_supervisors, threads_per_process
 from ensemw2s.config import RuntimeConfig
 from ensemw2s.errors import ResourceError
 
@@ -17,6 +18,9 @@ from ensemw2s.errors import ResourceError
         ({}, {"CPU": 64}, 5, 0.0),
         ({}, {"CPU": 8, "GPU": 2}, 2, 1.0),
         ({"gpus_per_supervisor": 0.25}, {"CPU": 8, "GPU": 1}, 4, 0.25),
+        ({"gpus_per_supervisor": 0.6}, {"CPU": 8, "GPU": 2}, 2, 0.6),
+        ({"gpus_per_supervisor": 0.3333}, {"CPU": 8, "GPU": 1}, 3, 0.3333),
+        ({"gpus_per_supervisor": 2.0}, {"CPU": 8, "GPU": 5}, 2, 2.0),
         ({"supervisors": 3}, {"CPU": 2}, 3, 0.0),
         ({"device": "cpu"}, {"CPU": 8, "GPU": 8}, 2, 0.0),
     ],
@@ -35,6 +39,34 @@ def test_place_needs_one_node_for_each_bundle() -> None:
     assert place([bundle] * 3, [{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 1}]) is not None
     # Two halves of a GPU on two nodes are no GPU.
     assert place([bundle], [{"CPU": 8, "GPU": 0.5}, {"CPU": 8, "GPU": 0.5}]) is None
+
+
+def test_a_part_of_a_gpu_is_of_one_gpu() -> None:
+    """What is left of two GPUs is no third place; parts that fit beside each other are put there."""
+    part = {"CPU": 0.5, "GPU": 0.6}
+    two, apart = [{"CPU": 8, "GPU": 2}], [{"CPU": 8, "GPU": 1}] * 2
+    for nodes in (two, apart):
+        assert place([part] * 2, nodes) is not None
+        assert place([part] * 3, nodes) is None
+    half = {"CPU": 0.5, "GPU": 0.5}
+    assert place([half] * 4, two) == [0] * 4
+    assert place([{"CPU": 1, "GPU": 1}, half, half], two) == [0] * 3
+    assert place([{"CPU": 1, "GPU": 1}, part, half], two) is None
+    assert [gpu_slots(2, each) for each in (0.25, 0.3333, 0.5, 0.6, 1.0, 2.0, 3.0)] == [8, 6, 4, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "allowed"), [(0.25, True), (0.3333, True), (2.0, True), (1.5, False), (0.33333, False)]
+)
+def test_gpus_that_ray_does_not_give(gpus: float, allowed: bool) -> None:
+    if allowed:
+        assert RuntimeConfig(gpus_per_supervisor=gpus).gpus_per_supervisor == gpus
+        return
+    with pytest.raises(
+        ValidationError,
+        match=r"gpus_per_supervisor .* is not allowed: give at most four decimals up to 1, whole",
+    ):
+        RuntimeConfig(gpus_per_supervisor=gpus)
 
 
 def test_placed_bundles_fit_their_nodes() -> None:

@@ -48,7 +48,8 @@ class Killer:
         return self._events
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
 def test_workers_train_what_one_process_does(
     ray_cluster: None, make_tiny: MakeConfig, tmp_path: Path, workers: int
 ) -> None:

@@ -288,6 +288,30 @@ def test_weights_go_from_worker_to_worker_and_not_through_the_coordinator(machin
     assert (reader.folder / "members" / "00" / "model.safetensors").read_text() == "weights"
 
 
+def test_a_commit_of_a_workers_files_that_is_killed_goes_on(machines: Machines) -> None:
+    """The next process does not know that they were published, and has no copy of them; the storage has."""
+    coordinator = begun(machines)
+    coordinator.mirror.lazy = True  # type: ignore[union-attr]
+    worker = machines.store("worker").mirror
+    assert worker is not None
+    coordinator.begin("member-00")
+    made = worker.folder / ".staging" / "member-00" / "members" / "00"
+    made.mkdir(parents=True)
+    (made / "model.safetensors").write_text("weights")
+    worker.publish(made)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 0)
+        with pytest.raises(Killed):
+            coordinator.commit("member-00")
+    assert "member-00" not in machines.check()["stages"]
+    later = machines.store("a", lazy=True)
+    later.lock()
+    later.unlock()
+    commit(later, "votes")
+    assert list(machines.check()["stages"]) == ["member-00", "votes"]
+    assert later.done("member-00") is not None
+
+
 def test_weights_that_were_sent_in_part_do_not_count(machines: Machines, worker: RunStore) -> None:
     coordinator, mirror = begun(machines), worker.mirror
     assert mirror is not None

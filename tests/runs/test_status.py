@@ -164,5 +164,9 @@ def test_what_is_no_run(tmp_path: Path, store: RunStore, capsys: pytest.CaptureF
     (store.folder / "manifest.json").write_text('{"schema": 1, "sta')
     with pytest.raises(ArtifactError, match="is not whole"):
         read_status(store.folder)
+    for other in ("[]", '{"schema": 1, "stages": []}'):
+        (store.folder / "manifest.json").write_text(other)
+        with pytest.raises(ArtifactError, match="is not a manifest"):
+            read_status(store.folder)
     assert cli.main(["status", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: ")

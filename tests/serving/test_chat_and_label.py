@@ -155,6 +155,29 @@ class TestLabel:
         assert [list(b) for b in label_batches([few, many, few, few])] == [[0], [1], [2, 3]]
         assert [list(b) for b in label_batches([few, long, few])] == [[0], [1], [2]]
 
+    def test_a_student_has_no_temperature(self, served_run: Path) -> None:
+        """Members do (vote.calibrate); the student's own answers are not changed by theirs."""
+        run = open_run(served_run)
+        vote = run.ctx.config.vote.model_copy(update={"calibrate": True})
+        calibrated = RunContext(
+            run.ctx.config.model_copy(update={"vote": vote}), run.ctx.store, run.ctx.report
+        )
+        body = {"question": self.QUESTIONS[0], "choices": SOUNDS}
+        scores: dict[tuple[str, bool], list[float]] = {}
+        for ctx in (run.ctx, calibrated):
+            settings = ServeSettings()
+            backend = local_backend(replace(run, ctx=ctx), settings)
+            client = Client(build_app(backend, settings))
+            try:
+                for model in ("student", "ensemble"):
+                    answer = client.post("/v1/label", {"model": model, "input": body})
+                    scores[model, ctx is calibrated] = answer.json()["data"][0]["scores"]
+            finally:
+                client.run(backend.close(5.0))
+                client.close()
+        assert scores["student", True] == pytest.approx(scores["student", False], abs=1e-6)
+        assert scores["ensemble", True] != pytest.approx(scores["ensemble", False], abs=1e-3)
+
     def test_label_models_that_look_at_all_questions_are_refused(
         self, served_run: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

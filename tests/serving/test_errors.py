@@ -69,6 +69,8 @@ def refused(answer: Any, status: int, param: str | None = None) -> dict[str, Any
         ("/v1/label", {"input": [{"question": "a", "choices": ["x", "y"]}] * 129}, "input"),
         ("/v1/label", {"input": {"question": "a", "choices": ["x"] * 2049}}, "input"),
         ("/v1/label", {"input": [{"question": "a", "choices": ["x"] * 1025}] * 2}, "input"),
+        # Read once a choice, before its length is known.
+        ("/v1/label", {"input": {"question": "a" * 2001, "choices": ["x"] * 500}}, "input"),
         ("/v1/label", {"question": "a"}, "input"),
         (TEXT, {"prompt": "a", **{f"unknown{i}": i for i in range(1000)}}, "unknown0"),
     ],

@@ -49,6 +49,7 @@ class TestErrors:
 
     def test_a_server_that_is_gone(self, open_page: Any) -> None:
         page = open_page()
+        expect(page.get_by_role("button", name="Ask")).to_be_visible()
         page.context.set_offline(True)
         ask(page)
         expect(page.get_by_role("alert")).to_have_text("The server cannot be reached: is it still running?")
