@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -184,7 +185,9 @@ def _take_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     """Say that a command takes overrides. They are what its parser does not know: as a positional argument of any number they would
     be cut in two at the first option, and not in the same way by all versions of Python."""
     parser.epilog = text
-    parser.usage = f"{parser.format_usage().removeprefix('usage: ').strip()} [key=value ...]"
+    # Newer versions colour it.
+    usage = re.sub(r"\x1b\[[0-9;]*m", "", parser.format_usage())
+    parser.usage = f"{usage.removeprefix('usage: ').strip()} [key=value ...]"
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -12,14 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ensemw2s.config.base import (
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    check_gpus,
-)
+from ensemw2s.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from ensemw2s.config.data import DataConfig
 from ensemw2s.config.models import ModelConfig, StrongTrainingConfig, TrainingConfig
 from ensemw2s.config.preference import PreferenceConfig
@@ -84,14 +77,6 @@ class BoostingConfig(Section):
         if self.prior in ("unigram", "classes") and self.unit != "token":
             raise ValueError(
                 f"prior {self.prior} is the error on one token: it goes with unit token, not {self.unit}"
-            )
-        if self.error_on == "out_of_bag" and (
-            self.method == "seeds" or (self.method == "adaboost" and self.reweight == "loss")
-        ):
-            raise ValueError(
-                f"error_on out_of_bag needs members that are not shown all samples, and with "
-                f"{'method seeds' if self.method == 'seeds' else 'reweight loss'} each sees all: use easy_val or train, or "
-                "reweight token_bootstrap or sample_bootstrap"
             )
         return self
 
@@ -266,11 +251,6 @@ class RuntimeConfig(Section):
         description="folder on each node's own disk for its copy of a run whose runs_dir is a URI; ~ and $VARIABLES are those of "
         "the node; default: ENSEMW2S_WORK_DIR, else .cache/ensemw2s/runs in the home folder",
     )
-
-    @model_validator(mode="after")
-    def _gpus_are_given_so(self) -> RuntimeConfig:
-        check_gpus("gpus_per_supervisor", self.gpus_per_supervisor)
-        return self
 
 
 class ExperimentConfig(Section):

@@ -99,7 +99,9 @@ class LevelWeights:
         wrong_mass, right_mass = self._masses(self._counts(as_flags(wrong, self.size)))
         return wrong_mass / (wrong_mass + right_mass)
 
-    def error_among(self, wrong: ArrayLike, among: ArrayLike) -> float | None:
+    def error_among(
+        self, wrong: ArrayLike, among: ArrayLike, *, least: int = 10, covered: float = 0.9
+    ) -> float | None:
         """The same, estimated from some units, (n,) booleans `among`, each of which stands for those of its weight: the sum over the
         weights of the weight of all units that have it times the share of them among `among` that is wrong, divided by the sum of those
         weights of which there are any (post-stratification).
@@ -107,14 +109,22 @@ class LevelWeights:
         Units that were not drawn are light ones for the most part, as (1 - w)^n of those with weight w are not: taken as they are
         they would say nothing of the heavy ones, on which the error depends.
 
+        Args:
+            wrong, among: (n,) booleans.
+            least: units of a weight, of those `among`, that can stand for it; less are left out.
+            covered: share of the whole weight that they have to stand for.
+
         Returns:
-            None if none of them has weight.
+            None if they stand for less: one heavy unit that happens to be there would decide alone.
         """
         counts = self._counts(as_flags(wrong, self.size), as_flags(among, self.size, "among"))
         seen = counts.sum(axis=1)
-        mass = np.where(seen > 0, self.values * self.counts(), 0.0)
+        all_mass = self.values * self.counts()
+        mass = np.where(seen >= max(least, 1), all_mass, 0.0)
         total = math.fsum(mass)
-        return math.fsum(mass * counts[:, 1] / np.maximum(seen, 1)) / total if total > 0.0 else None
+        if total <= 0.0 or total < covered * math.fsum(all_mass):
+            return None
+        return math.fsum(mass * counts[:, 1] / np.maximum(seen, 1)) / total
 
     def effective_sample_size(self) -> float:
         """1 / sum(w^2) of the normalized weights."""

@@ -213,8 +213,12 @@ class Boosting:
         task = MemberTask(name, index, seed, own.rows, own.loss_weights, own.denominators, output, scratch)
         training = MemberTraining(self._ctx, self._pool, attempt, task)
         # The member before scores its other splits meanwhile; its votes are committed when they are there.
-        for before in self._voting(load_records(self._ctx)):
-            self._collect_votes(before)
+        try:
+            for before in self._voting(load_records(self._ctx)):
+                self._collect_votes(before)
+        except BaseException:
+            training.close()
+            raise
         return training.result(), outside
 
     def _judge(

@@ -19,6 +19,8 @@ from ensemw2s.engine.answers import (
 from ensemw2s.engine.boosting import load_records
 from ensemw2s.engine.context import RunContext
 
+_PLURAL = {"token": "tokens", "window": "windows", "sample": "samples", "choice": "questions"}
+
 
 def chance(ctx: RunContext, split: str) -> float:
     """Accuracy without a model: guessing among the choices, or always the commonest answer of easy_train."""
@@ -54,14 +56,16 @@ def taught_rows(ctx: RunContext, teacher: str) -> np.ndarray:
 def check_errors(ctx: RunContext) -> list[str]:
     """Warn where members' weights could not be decided by the error that is configured."""
     boosting = ctx.config.boosting
-    # The first round of boosting shows all units to its member, and the configuration says so.
-    later = [r for r in load_records(ctx) if r.round > 1 or boosting.method == "bagging"]
+    if boosting.method != "adaboost":
+        return []  # Members vote equally.
+    # The first round shows all units to its member, and the configuration says so.
+    later = [r for r in load_records(ctx) if r.round > 1]
     without = [r for r in later if r.errors[boosting.error_on] is None]
     if not without:
         return []
     return [
-        f"boosting.error_on {boosting.error_on}: {len(without)} of {len(later)} members left no whole {boosting.unit} undrawn, so that "
-        "their error on train decided their weight: use easy_val, reweight sample_bootstrap or a smaller unit"
+        f"boosting.error_on {boosting.error_on}: {len(without)} of {len(later)} later members left too few heavy {_PLURAL[boosting.unit]} "
+        "undrawn to tell, so that their error on train decided their weight: use easy_val, reweight sample_bootstrap or a smaller unit"
     ]
 
 

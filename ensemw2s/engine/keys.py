@@ -77,7 +77,7 @@ class WorkKeys:
     Args:
         config: with absolute paths.
         run_dir: its splits are committed.
-        device: kind of device of the supervisors (cpu or cuda): it decides the dtype.
+        device: kind of device of the supervisors, which decides the dtype (kind_of_device; on Ray cpu or cuda alone, as nodes may differ).
         trainer: who trains students, on how many workers and which kind of device.
     """
 

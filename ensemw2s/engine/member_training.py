@@ -41,6 +41,12 @@ class MemberTraining:
             for rank, slot in enumerate(slots)
         ]
 
+    def close(self) -> None:
+        """Let go of it before it has ended: whoever trains this member next may be this very process."""
+        for pending in self._pending:
+            if (close := getattr(pending, "close", None)) is not None:
+                close()
+
     def result(self) -> TrainOutcome:
         """Wait for it. Where one of several is lost, all begin again from the last checkpoint.
 

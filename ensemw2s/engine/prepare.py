@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ensemw2s.config import ExperimentConfig, completed_identity, identity_differences
+from ensemw2s.config.base import check_gpus
 from ensemw2s.config.uris import inside, is_uri
 from ensemw2s.data.encoding import tokenizer_fingerprint
 from ensemw2s.data.samples import samples_to_table
@@ -95,6 +96,24 @@ def check_directory(config: ExperimentConfig) -> RunStore:
     return store
 
 
+def _check_settings(config: ExperimentConfig) -> None:
+    """What a new run may not have, and older ones may, which are still read.
+
+    Raises:
+        ConfigError: with one line.
+    """
+    boosting = config.boosting
+    if (boosting.method, boosting.reweight, boosting.error_on) == ("adaboost", "loss", "out_of_bag"):
+        raise ConfigError(
+            "boosting.error_on out_of_bag needs members that are not shown all samples, and with reweight loss each sees all: use easy_val "
+            "or train, or reweight token_bootstrap or sample_bootstrap"
+        )
+    try:
+        check_gpus("runtime.gpus_per_supervisor", config.runtime.gpus_per_supervisor)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def prepare(config: ExperimentConfig) -> Prepared:
     """Load and check data and models; writes nothing.
 
@@ -106,6 +125,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     from ensemw2s.models.loading import load_tokenizer
 
     check_trackers(config)
+    _check_settings(config)
     choose_accelerator(pick_device(config.runtime.device))
     absolute = absolute_paths(config)
     models = [*absolute.weak.models, absolute.strong.model]

@@ -119,6 +119,10 @@ class _Stored:
         self._value: Any = None
         self._done = False
 
+    def close(self) -> None:
+        """Wait for it no more: others may do it."""
+        self._held.__exit__(None, None, None)
+
     def result(self) -> Any:
         if not self._done:
             with self._held:

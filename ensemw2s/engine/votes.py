@@ -20,6 +20,9 @@ from ensemw2s.engine.encoded import EncodedSplit
 from ensemw2s.engine.pool import Pending, SupervisorPool
 from ensemw2s.engine.tasks import ModelRef, TokenScores
 
+#: Of members (vote.calibrate).
+LOWEST_TEMPERATURE = 1e-3
+
 
 @dataclass(frozen=True)
 class ChoiceAnswers:
@@ -70,27 +73,36 @@ class Known:
 
     @cached_property
     def fits(self) -> list[TemperatureFit]:
-        """One a member."""
-        return [fit_temperature(member, self.votes.offsets, self.truth) for member in self.votes.logprobs]
+        """One a member. Scores by token or byte are sums divided by a length: their temperatures may be as small as one part in it."""
+        of = self.votes.offsets, self.truth
+        return [fit_temperature(member, *of, lowest=LOWEST_TEMPERATURE) for member in self.votes.logprobs]
+
+    @cached_property
+    def all_right(self) -> list[bool]:
+        """Of each member, whether the truth is the strict best of every question: then the likelihood rises as T falls, without end, and
+        the lowest T that is allowed is no estimate."""
+        places = self.votes.offsets[:-1] + self.truth
+        others = self.votes.logprobs.copy()
+        others[:, places] = -np.inf
+        best = np.maximum.reduceat(others, self.votes.offsets[:-1], axis=1)
+        right: list[bool] = np.all(self.votes.logprobs[:, places] > best, axis=1).tolist()
+        return right
 
     @property
     def temperatures(self) -> list[float]:
         """One a member (``vote.calibrate``); 1 where it cannot be fitted."""
-        return [1.0 if _too_sure(fit) else fit.temperature for fit in self.fits]
+        return [
+            1.0 if right else fit.temperature for fit, right in zip(self.fits, self.all_right, strict=True)
+        ]
 
     def warnings(self, systems: Sequence[str]) -> list[str]:
         """What a user should know of the temperatures; `systems` names the members."""
         return [
             f"vote.calibrate: {system} has all of easy_val's {self.truth.size} questions right, which says nothing of how sure it "
             "may be, so that its probabilities stay as they are: more validation samples would help"
-            for system, fit in zip(systems, self.fits, strict=True)
-            if _too_sure(fit)
+            for system, right in zip(systems, self.all_right, strict=True)
+            if right
         ]
-
-
-def _too_sure(fit: TemperatureFit) -> bool:
-    """With every question right the likelihood rises as T falls, without end: the lowest T that is allowed is no estimate."""
-    return fit.at_bound and fit.temperature < 1.0
 
 
 def voting_splits(ctx: RunContext) -> list[str]:

@@ -126,7 +126,7 @@ def divided(model: Any) -> tuple[Any, nn.Linear] | None:
     if type(head) is not nn.Linear or body is None or body is base:
         return None
     if base not in _DIVISIBLE:
-        _DIVISIBLE[base] = _says_the_same(model, body, head)
+        _DIVISIBLE[base] = _tried(model, body, head)
     return (body, head) if _DIVISIBLE[base] else None
 
 
@@ -135,7 +135,11 @@ def takes_positions(body: Any) -> bool:
     return "position_ids" in inspect.signature(body.forward).parameters
 
 
-def _with_some_weights(model: Any, body: Any, head: nn.Linear) -> bool:
+def _tried(model: Any, body: Any, head: nn.Linear) -> bool:
+    # Weights that DeepSpeed holds in parts are empty here, and there where they are used.
+    if head.weight.numel() == 0 or head.weight.any():
+        return _says_the_same(model, body, head)
+    # A new classification head gives zeros, scaled or not.
     own = torch.Generator().manual_seed(0)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=own))
@@ -146,9 +150,6 @@ def _with_some_weights(model: Any, body: Any, head: nn.Linear) -> bool:
 
 
 def _says_the_same(model: Any, body: Any, head: nn.Linear) -> bool:
-    if not head.weight.any():
-        # A new classification head gives zeros, scaled or not.
-        return _with_some_weights(model, body, head)
     ids = torch.tensor([[0, 1]], device=head.weight.device)
     # Dropout would make a difference.
     modes = {module: module.training for module in model.modules()}

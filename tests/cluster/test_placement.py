@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
-from pydantic import ValidationError
 
 from ensemw2s.cluster.placement import check_fits, gpu_slots, place, plan_supervisors, threads_per_process
 from ensemw2s.config import RuntimeConfig
+from ensemw2s.config.base import check_gpus
 from ensemw2s.errors import ResourceError
 
 
@@ -59,14 +61,15 @@ def test_a_part_of_a_gpu_is_of_one_gpu() -> None:
     ("gpus", "allowed"), [(0.25, True), (0.3333, True), (2.0, True), (1.5, False), (0.33333, False)]
 )
 def test_gpus_that_ray_does_not_give(gpus: float, allowed: bool) -> None:
-    if allowed:
-        assert RuntimeConfig(gpus_per_supervisor=gpus).gpus_per_supervisor == gpus
-        return
-    with pytest.raises(
-        ValidationError,
-        match=r"gpus_per_supervisor .* is not allowed: give at most four decimals up to 1, whole",
+    with (
+        nullcontext()
+        if allowed
+        else pytest.raises(
+            ValueError, match=r"x .* is not allowed: give at most four decimals up to 1, whole"
+        )
     ):
-        RuntimeConfig(gpus_per_supervisor=gpus)
+        check_gpus("x", gpus)
+    check_gpus("x", "auto")
 
 
 def test_placed_bundles_fit_their_nodes() -> None:

@@ -14,6 +14,7 @@ import pytest
 from ensemw2s import api
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.engine.keys import WorkKeys
+from ensemw2s.engine.member_training import MemberTraining
 from ensemw2s.engine.pool import Done
 from ensemw2s.engine.results import comparable
 from ensemw2s.engine.sharing import SharingPool
@@ -142,6 +143,22 @@ def test_work_that_cannot_be_begun_is_free_for_others(tmp_path: Path) -> None:
     # The error is still there, with all that it refers to.
     cache.lock(["k" * 64]).close()
     assert failed.value.args == ("no supervisor",)
+
+
+@pytest.mark.timeout(20)
+def test_a_training_that_is_given_up_may_be_asked_for_again(tmp_path: Path) -> None:
+    """By the same process, while the error that made it give up is still there."""
+    inner, keys = Trainers(), SimpleNamespace(member=lambda task: "k" * 64)
+    pool: Any = SharingPool(inner, ResultCache(tmp_path / "cache"), keys, lambda name: None)  # type: ignore[arg-type]
+    ctx: Any = SimpleNamespace(
+        config=SimpleNamespace(runtime=SimpleNamespace(member_workers=1, max_failures=0))
+    )
+    first = MemberTraining(ctx, pool, 0, member_task(tmp_path / "a"))
+    first.close()
+    again = MemberTraining(ctx, pool, 0, member_task(tmp_path / "a"))
+    assert again.result().steps == 4
+    assert inner.asked == [0, 0]
+    first.close()
 
 
 def test_a_loss_of_ones_own_is_known_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,19 @@ def test_a_member_that_is_always_right_is_left_as_it_is(bagged: RunContext) -> N
     )
 
 
+def test_scores_by_token_have_temperatures_below_a_twentieth() -> None:
+    """A member that is right about how sure it is by sums of 40 tokens, and scored by their mean; it is wrong in some questions."""
+    rng = np.random.default_rng(0)
+    sums = rng.normal(0.0, 2.0, (400, 4))
+    shares = np.exp(sums) / np.exp(sums).sum(axis=1, keepdims=True)
+    truth = np.array([rng.choice(4, p=row) for row in shares])
+    votes = ChoiceVotes.from_scores((sums / 40).reshape(1, -1), np.arange(0, 1601, 4), np.ones(1))
+    known = Known(votes, truth)
+    assert known.all_right == [False]
+    assert known.warnings(["member-00"]) == []
+    assert known.temperatures[0] == pytest.approx(1 / 40, rel=0.25)
+
+
 def test_a_label_model_needs_choices(make_tiny: MakeConfig, free_questions: Path, tmp_path: Path) -> None:
     config = make_tiny(
         tmp_path, data__pool={"kind": "file", "path": str(free_questions)}, vote__label_model="plurality"

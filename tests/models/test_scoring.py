@@ -25,7 +25,7 @@ from transformers import (
 
 from ensemw2s.config import LoraConfig
 from ensemw2s.errors import ModelError
-from ensemw2s.models import scoring
+from ensemw2s.models import heads, scoring
 from ensemw2s.models.heads import divided
 from ensemw2s.models.loading import load_model
 from ensemw2s.models.scoring import ScoreRequest, longest_tree_row, score
@@ -169,6 +169,18 @@ def test_a_model_that_changes_its_logits_is_not_divided(
     whole = score(model, requests)
     np.testing.assert_allclose(own.logprobs, whole.logprobs, atol=ATOL)
     np.testing.assert_array_equal(own.hits, whole.hits)
+
+
+def test_a_head_that_is_elsewhere_is_tried_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed holds weights in parts (ZeRO-3): here they are empty, and they are gathered where they are used."""
+    model = random_model(llama_config())
+    seen: list[int] = []
+    monkeypatch.setattr(
+        heads, "_says_the_same", lambda model, body, head: seen.append(head.weight.numel()) or True
+    )
+    model.lm_head.weight = torch.nn.Parameter(torch.empty(0))
+    assert divided(model) is not None
+    assert seen == [0]
 
 
 @pytest.mark.parametrize(
