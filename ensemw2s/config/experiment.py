@@ -134,7 +134,8 @@ class LabelsConfig(Section):
         "(agreement needs multiple choice). Without truth, for each teacher by itself",
     )
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.8, description="share of hard_train that is kept, unless keep_by is all"
+        0.8,
+        description="share of hard_train's labels that is kept, empty answers not counted, unless keep_by is all",
     )
     targets: Literal["hard", "choices", "tokens"] = Field(
         "hard",
