@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemw2s.config import ExperimentConfig
 from ensemw2s.config.uris import is_uri
-from ensemw2s.core.utf8 import END
+from ensemw2s.core.utf8 import END, is_text
 from ensemw2s.engine.tasks import ProgressEvent, Until
 from ensemw2s.errors import ConfigError, DataError, RunDirectoryError, UserError
 from ensemw2s.opening import Show, local_executor, locked_run, open_run
@@ -238,12 +238,8 @@ class LoadedEnsemble:
         from ensemw2s.engine.labeling import generate_answers
 
         ctx, splits = self._ctx, self._ctx.splits
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the prompt is not UTF-8 ({error.reason}): give it in the encoding of the terminal"
-            ) from None
+        if not is_text(question):
+            raise DataError("the prompt is not UTF-8: give it in the encoding of the terminal")
         if raw:
             splits = ctx.weak_splits(ctx.config.data.model_copy(update={"prompt": "{question}"}))
         if splits.n_classes is not None:

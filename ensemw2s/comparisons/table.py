@@ -16,7 +16,6 @@ from ensemw2s.core.metrics import (
     Interval,
     accuracy_interval,
     paired_bootstrap,
-    paired_bootstrap_p,
     paired_permutation,
     pgr_interval,
 )
@@ -167,13 +166,12 @@ def build_table(
     gap = partial(pgr_interval, base["weak_single"], n_resamples=resamples, seed=0, level=level)
     # Variants that share their members have the same ensemble: one difference, asked about once.
     asked = {(a - b).tobytes(): (a, b) for a, b in pairs.values()}
-    p_values = {key: _p_value(a, b, resamples) for key, (a, b) in asked.items()}
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    found = {key: _compared(a, b, resamples, level) for key, (a, b) in asked.items()}
+    corrected = dict(zip(found, holm([p for _, p in found.values()]), strict=True))
     differences = {}
     for key, (a, b) in pairs.items():
-        interval = paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level)
         same = (a - b).tobytes()
-        differences[key] = _difference(interval, p_values[same], float(corrected[same]))
+        differences[key] = _difference(*found[same], float(corrected[same]))
     rows = []
     reference = next(iter(results))
     n_models = len(comparison.run(reference, comparison.config.seeds[0]).weak.models)
@@ -216,12 +214,13 @@ def build_table(
     return SplitTable(split, {label: accuracy(base[key]) for key, label in there}, apart, pgr, rows)
 
 
-def _p_value(a: np.ndarray, b: np.ndarray, resamples: int) -> float:
-    """That two systems, (n_seeds, n), are alike. A permutation of the answers takes the trained models as they are, and would find two
-    ways of training different that only their seeds make so."""
-    if len(a) > 1:
-        return paired_bootstrap_p(a, b, n_resamples=resamples, seed=0)
-    return paired_permutation(a, b, n_permutations=resamples, seed=0)
+def _compared(a: np.ndarray, b: np.ndarray, resamples: int, level: float) -> tuple[Interval, float]:
+    """The difference of two systems, (n_seeds, n), and p that they are alike. A permutation of the answers takes the trained models as they
+    are, and would find two ways of training different that only their seeds make so."""
+    interval = paired_bootstrap(a, b, n_resamples=resamples, seed=0, level=level, test=len(a) > 1)
+    if interval.p_value is None:
+        return interval, paired_permutation(a, b, n_permutations=resamples, seed=0)
+    return interval, interval.p_value
 
 
 def _difference(interval: Interval, p: float, adjusted: float) -> Difference:

@@ -79,13 +79,19 @@ def accuracy_interval(correct: ArrayLike, *, n_resamples: int, seed: int, level:
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, *, n_resamples: int, seed: int, level: float = 0.95
+    a: ArrayLike, b: ArrayLike, *, n_resamples: int, seed: int, level: float = 0.95, test: bool = False
 ) -> Interval:
     """Mean of a - b with its paired bootstrap interval; no resample is dropped.
+
+    With `test` it has a two-sided p-value that a and b score alike, from the same resamples: the interval of level 1 - p is about the
+    widest that leaves out 0. p = 2 (k + 1) / (n_resamples + 1), at most 1, k the resamples whose mean difference is 0 or on the other
+    side of it than most (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 15.4, with Phipson and Smyth's 1).
+    Unlike a permutation of the questions it varies the seeds, too.
 
     Args:
         a, b: (n,) or (n_seeds, n) scores of two systems on the same samples.
         n_resamples, seed, level: as in `accuracy_interval`.
+        test: give a p-value.
 
     Raises:
         ValueError: shapes differ, empty or non-finite scores, or a bad option.
@@ -93,7 +99,13 @@ def paired_bootstrap(
     first, second = _as_scores(a, b)
     difference = first - second
     means = _resampled_means(difference[None], n_resamples, seed)[0]
-    return Interval(float(difference.mean()), *_ends(means, means, level), n=difference.shape[1], level=level)
+    p = None
+    if test:
+        beyond = min(int(np.count_nonzero(means <= 0.0)), int(np.count_nonzero(means >= 0.0)))
+        p = min(1.0, 2.0 * (beyond + 1) / (n_resamples + 1))
+    return Interval(
+        float(difference.mean()), *_ends(means, means, level), n=difference.shape[1], level=level, p_value=p
+    )
 
 
 def paired_permutation(a: ArrayLike, b: ArrayLike, *, n_permutations: int, seed: int) -> float:
@@ -123,27 +135,6 @@ def paired_permutation(a: ArrayLike, b: ArrayLike, *, n_permutations: int, seed:
         signs = rng.integers(0, 2, (size, difference.size), dtype=np.int8) * np.int8(2) - np.int8(1)
         n_extreme += int(np.count_nonzero(np.abs(signs.astype(np.float64) @ difference) >= threshold))
     return (n_extreme + 1) / (n_permutations + 1)
-
-
-def paired_bootstrap_p(a: ArrayLike, b: ArrayLike, *, n_resamples: int, seed: int) -> float:
-    """Two-sided p-value that a and b score alike, from the resamples of `paired_bootstrap`: the interval of level 1 - p is about the
-    widest that leaves out 0.
-
-    p = 2 (k + 1) / (n_resamples + 1), at most 1, k the resamples whose mean difference is 0 or on the other side of it than most (Efron and
-    Tibshirani, "An Introduction to the Bootstrap", 1993, section 15.4, with Phipson and Smyth's 1). Unlike a permutation of the
-    questions it varies the seeds, too.
-
-    Args:
-        a, b: (n,) or (n_seeds, n) scores of two systems on the same samples.
-        n_resamples, seed: as in `paired_bootstrap`.
-
-    Raises:
-        ValueError: shapes differ, empty or non-finite scores, n_resamples below 1.
-    """
-    first, second = _as_scores(a, b)
-    means = _resampled_means((first - second)[None], n_resamples, seed)[0]
-    beyond = min(int(np.count_nonzero(means <= 0.0)), int(np.count_nonzero(means >= 0.0)))
-    return min(1.0, 2.0 * (beyond + 1) / (n_resamples + 1))
 
 
 def pgr_interval(

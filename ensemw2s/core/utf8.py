@@ -49,3 +49,12 @@ def may_follow(tail: bytes) -> BoolArray:
 def _length(first: int) -> int:
     """Bytes of a character, by the first of them."""
     return 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written: Python's may hold half of a surrogate pair, from JSON or a byte of another encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 from ensemw2s.config import ColumnsConfig
+from ensemw2s.core.utf8 import is_text
 from ensemw2s.data.answers import index_of_answer, index_of_class, index_of_label
 from ensemw2s.data.files import Row
 from ensemw2s.data.samples import Sample, content_id, stable_hash
@@ -155,12 +156,10 @@ def _text(value: Any, place: str, what: str) -> str:
         raise DataError(f"{place}: {what} is {_show(value)}, expected text")
     if not value.strip():
         raise DataError(f"{place}: {what} is empty text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
+    if not is_text(value):
         raise DataError(
             f"{place}: {what} holds half of a character pair (\\ud800 to \\udfff), which is no text"
-        ) from error
+        )
     return value
 
 

@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ensemw2s.core.utf8 import is_text
 from ensemw2s.serving.errors import ApiError, unsupported
 
 
 def _writable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("this text holds half a surrogate pair, which is no character") from None
+    if not is_text(text):
+        raise ValueError("this text holds half a surrogate pair, which is no character")
     return text
 
 

@@ -219,7 +219,7 @@ class Voter:
         systems = [self._ensemble.systems[m] for m in asked]
         own = [answer_choices(self._ctx, data, member) for member in logprobs]
         # A student answers for itself, in its own tokens; temperatures are of members.
-        is_student = systems[0].startswith("student")
+        is_student = self._ensemble.refs[asked[0]].side == "strong"
         voted = own[0] if is_student else vote(self._ctx, systems, alphas, data, logprobs)
         results = []
         for i, sample in enumerate(samples):

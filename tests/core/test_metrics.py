@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from ensemw2s.core.metrics import (
     Interval,
     accuracy_interval,
     paired_bootstrap,
-    paired_bootstrap_p,
     paired_permutation,
     performance_gap_recovered,
     pgr_interval,
@@ -159,21 +159,22 @@ def test_p_of_the_resamples_by_hand(monkeypatch):
     means = np.array([[-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
     monkeypatch.setattr(metrics, "_resampled_means", lambda scores, n, seed: means)
     # Two of nine are 0 or below.
-    assert paired_bootstrap_p([1.0], [0.0], n_resamples=9, seed=0) == 2 * 3 / 10
+    assert paired_bootstrap([1.0], [0.0], n_resamples=9, seed=0, test=True).p_value == 2 * 3 / 10
     monkeypatch.setattr(metrics, "_resampled_means", lambda scores, n, seed: -means)
-    assert paired_bootstrap_p([0.0], [1.0], n_resamples=9, seed=0) == 2 * 3 / 10
+    assert paired_bootstrap([0.0], [1.0], n_resamples=9, seed=0, test=True).p_value == 2 * 3 / 10
     monkeypatch.setattr(metrics, "_resampled_means", lambda scores, n, seed: means + 10)
-    assert paired_bootstrap_p([1.0], [0.0], n_resamples=9, seed=0) == 2 / 10
+    assert paired_bootstrap([1.0], [0.0], n_resamples=9, seed=0, test=True).p_value == 2 / 10
     monkeypatch.undo()
-    assert paired_bootstrap_p(np.ones(5), np.ones(5), n_resamples=99, seed=0) == 1.0
+    assert paired_bootstrap(np.ones(5), np.ones(5), n_resamples=99, seed=0, test=True).p_value == 1.0
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_p_and_interval_agree_whether_0_is_left_out(seed):
     rng = np.random.default_rng(seed)
     a, b = (rng.random((3, 200)) < share for share in (0.6, 0.5))
-    interval = paired_bootstrap(a, b, n_resamples=2000, seed=1)
-    p = paired_bootstrap_p(a, b, n_resamples=2000, seed=1)
+    interval = paired_bootstrap(a, b, n_resamples=2000, seed=1, test=True)
+    p = interval.p_value
+    assert replace(interval, p_value=None) == paired_bootstrap(a, b, n_resamples=2000, seed=1)
     if abs(p - 0.05) > 0.005:
         assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
 
@@ -186,7 +187,7 @@ def test_p_of_the_resamples_varies_the_seeds_and_a_permutation_does_not():
     a[0, np.flatnonzero(b[0] == 0)[:40]] = 1.0
     assert paired_permutation(a, b, n_permutations=2000, seed=0) < 0.001
     # Without that seed, drawn by chance in (2/3)^3 of the resamples, nothing differs.
-    p = paired_bootstrap_p(a, b, n_resamples=2000, seed=0)
+    p = paired_bootstrap(a, b, n_resamples=2000, seed=0, test=True).p_value
     assert p == pytest.approx(2 * (2 / 3) ** 3, abs=0.05)
 
 

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ensemw2s.config import ModelConfig
-from tests.models.tiny_models import VOCAB_SIZE, llama_config, random_model, write_gguf
+from ensemw2s.models.scoring import ScoreRequest
+from tests.models.tiny_models import VOCAB_SIZE, llama_config, random_model, random_requests, write_gguf
 
 TEXT = [
     "Question: what is the color of the sky?\nAnswer: blue",
@@ -70,3 +71,8 @@ def gguf_path(llama: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(llama, tokenizer, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[ScoreRequest]:
+    return random_requests(seed=1, n=12)

@@ -14,6 +14,15 @@ from ensemw2s.models.scoring import ScoreRequest
 
 VOCAB_SIZE = 120
 
+SMALL = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 128}
+
 
 def llama_config(**changes: Any) -> LlamaConfig:
     settings: dict[str, Any] = {
